@@ -1,0 +1,36 @@
+"""OTA: experts weighted, entry by entry, by the curvature that Adam has measured along their trajectory."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from methods.combination import masked_mean
+from methods.interface import CurvatureKind, Method, Parameter, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ota(Method):
+    """Task vectors averaged with weights from Adam's second moments (OTA, without FFG): Σ wvᵖΔ / Σ wvᵖ.
+
+    Optimization Trajectory Aware merging (Mahdavinia et al. 2025, "Harnessing Optimization Dynamics for
+    Curvature-Informed Model Merging"): v is `exp_avg_sq`, bias-corrected, and the preconditioner is √v.
+    """
+
+    curvature: CurvatureKind = "adam"
+    """Where v comes from: Adam's second moments, the same as row and column sums, or squared gradients."""
+    power: float = 0.5
+    """p, the power of v that weights an entry; 0 is the plain average."""
+    scale: float = 1.0
+    """λ, the factor on the merged task vector."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("power", self.power >= 0, self.power, "must not be negative")
+
+    def curvature_kind(self) -> CurvatureKind:
+        return self.curvature
+
+    def merge(self, parameter: Parameter) -> Tensor:
+        strengths = parameter.require_curvatures().pow(self.power)
+        merged = masked_mean(parameter.task_vectors, None, self.expert_weights(parameter), strengths)
+        return parameter.base + self.scale * merged
