@@ -1,0 +1,62 @@
+"""A board's folder: the records, and what is generated from them and can be generated again."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.errors import GraftbenchError
+from harness.files import folder_written_atomically, write_text_atomically
+from harness.leaderboard import render
+from harness.leaderboard.board import Board
+from harness.results import Record, from_json, to_json
+
+RECORDS = "records"
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def write_board(board: Board, folder: Path) -> list[Path]:
+    """Write README.md (the page), leaderboard.csv and leaderboard.json, and return their paths.
+
+    The bytes depend on the board alone: no date, no machine. Each file is replaced at once or not at all.
+    """
+    texts = {
+        "README.md": render.to_markdown(board),
+        "leaderboard.csv": render.to_csv(board),
+        "leaderboard.json": render.to_json(board),
+    }
+    for name, text in texts.items():
+        write_text_atomically(Path(folder) / name, text)
+    return [Path(folder) / name for name in texts]
+
+
+def export_records(records: Sequence[Record], folder: Path) -> None:
+    """Keep the records under `folder`/records, one JSON each, in place of those that were there.
+
+    Raises:
+        GraftbenchError: a record's key cannot be a file name.
+    """
+    for record in records:
+        if not _FILE_NAME.fullmatch(record.key):
+            raise GraftbenchError(f"record '{record.label}': the key {record.key!r} cannot name a file")
+    with folder_written_atomically(Path(folder) / RECORDS) as temporary:
+        for record in records:
+            (temporary / f"{record.key}.json").write_text(to_json(record), encoding="utf-8")
+
+
+def load_records(folder: Path) -> list[Record]:
+    """The records of a board's folder, sorted by key.
+
+    Raises:
+        GraftbenchError: there are none, or one is unreadable or lies under another key's name. Nothing is
+            left out in silence, for a board without one of its rows is another board.
+    """
+    paths = sorted((Path(folder) / RECORDS).glob("*.json"))
+    if not paths:
+        raise GraftbenchError(
+            f"{Path(folder) / RECORDS} holds no records; export them with graftbench leaderboard"
+        )
+    records = [from_json(path.read_text(encoding="utf-8"), source=str(path)) for path in paths]
+    for path, record in zip(paths, records, strict=True):
+        if path.stem != record.key:
+            raise GraftbenchError(f"{path}: holds the record {record.key}; rename the file or delete it")
+    return records
