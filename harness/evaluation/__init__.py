@@ -1,0 +1,1 @@
+"""Evaluation of one model on a suite of tasks, through lm-eval."""

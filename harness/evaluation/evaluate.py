@@ -1,0 +1,171 @@
+"""One evaluation: a model, a suite and an engine in; the outcome of every item out."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.metadata
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from harness.errors import GraftbenchError
+from harness.evaluation.engines import Engine
+from harness.evaluation.outcomes import ANSWER_COLUMNS, answers, task_outcome
+from harness.evaluation.plan import TaskPlan, plan_suite
+from harness.evaluation.preflight import preflight
+from harness.evaluation.sandbox import code_execution_allowed
+from harness.evaluation.suite import Suite
+from harness.results.record import TaskOutcome
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of one evaluation."""
+
+    tasks: tuple[TaskOutcome, ...]
+    """One per task, in the suite's order."""
+    answers: pa.Table
+    """One row per item of every task; columns in `outcomes.ANSWER_COLUMNS`."""
+    counts: dict[str, dict[str, int]]
+    """By task, how many answers were empty and how many ran into the limit of new tokens."""
+    timings: dict[str, float]
+    """Seconds: `load`, and each task by name."""
+    versions: dict[str, str]
+    """Of the libraries that took part."""
+
+
+def evaluate(model: str | Path, suite: Suite, engine: Engine) -> Evaluation:
+    """Ask the model every item of the suite.
+
+    Tasks are declared afresh for each call, because lm-eval's task objects keep settings of earlier calls;
+    its caches stay off, because they do not tell models apart.
+
+    Parameters:
+        model: a checkpoint's folder, or a name on the Hugging Face hub.
+
+    Raises:
+        GraftbenchError: something is missing (before the model is loaded), or a score is not what it should
+            be.
+    """
+    preflight(suite)
+    plans, _ = plan_suite(suite)
+    with (
+        tempfile.TemporaryDirectory(prefix="graftbench-tasks-") as folder,
+        _quiet_lm_eval(),
+        code_execution_allowed(suite.allow_code_execution),
+    ):
+        tasks = [_loaded_task(plan, Path(folder)) for plan in plans]
+        if "langdetect" in sys.modules:  # part of ifeval's scoring; it draws from the clock unless it is seeded
+            sys.modules["langdetect"].DetectorFactory.seed = suite.seed
+        started = time.perf_counter()
+        lm = engine.load(model)
+        timings = {"load": time.perf_counter() - started}
+        _check_chat_template(lm, model, suite)
+        outcomes, tables, counts = [], [], {}
+        for plan, task in zip(plans, tasks, strict=True):
+            started = time.perf_counter()
+            results = _simple_evaluate(lm, str(model), task, plan, suite)
+            outcome = task_outcome(plan, results)
+            answered = answers(plan, outcome, results, partial(_token_count, lm), int(lm.max_gen_toks))
+            timings[plan.name] = time.perf_counter() - started
+            counts[plan.name] = answered.counts()
+            outcomes.append(outcome)
+            tables.append(answered.table)
+            logger.info("%s: %.1f in %.1f s %s", plan.name, outcome.score, timings[plan.name], counts[plan.name])
+        del lm, tasks
+        gc.collect()
+    return Evaluation(
+        tasks=tuple(outcomes),
+        answers=pa.concat_tables(tables) if tables else ANSWER_COLUMNS.empty_table(),
+        counts=counts,
+        timings=timings,
+        versions={name: importlib.metadata.version(name) for name in ("lm_eval", "transformers", "torch", "datasets")},
+    )
+
+
+def _check_chat_template(lm: Any, model: str | Path, suite: Suite) -> None:
+    if suite.apply_chat_template and not getattr(lm.tokenizer, "chat_template", None):
+        raise GraftbenchError(f"{model}: its tokenizer has no chat template; set suite.apply_chat_template=false")
+
+
+def _loaded_task(plan: TaskPlan, folder: Path) -> Any:
+    """The task's object, with its data and its scoring code, so that what they lack shows before the model is
+    loaded."""
+    from lm_eval.tasks import TaskManager
+
+    own = folder / plan.name
+    own.mkdir()
+    path = plan.write_declaration(own)
+    try:
+        return next(iter(TaskManager(include_defaults=False).load([str(path)])["tasks"].values()))
+    except Exception as error:  # any of its imports, its data set's reader, its templates
+        raise GraftbenchError(
+            f"task '{plan.name}' cannot be loaded ({plan.declaration.path}): "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _simple_evaluate(lm: Any, model: str, task: Any, plan: TaskPlan, suite: Suite) -> dict[str, Any]:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    results: dict[str, Any] = lm_eval.simple_evaluate(
+        model=lm,
+        model_args={"pretrained": model},
+        tasks=[task],
+        task_manager=TaskManager(include_defaults=False),  # without one, lm-eval builds its whole index
+        limit=plan.limit,
+        bootstrap_iters=0,  # intervals are the board's business
+        log_samples=True,
+        apply_chat_template=suite.apply_chat_template,
+        fewshot_as_multiturn=suite.fewshot_as_multiturn,
+        system_instruction=suite.system_instruction,
+        random_seed=suite.seed,
+        numpy_random_seed=suite.seed,
+        torch_random_seed=suite.seed,
+        fewshot_random_seed=suite.seed,
+        confirm_run_unsafe_code=suite.allow_code_execution,
+    )
+    return results
+
+
+def _token_count(lm: Any, text: str) -> int:
+    return len(lm.tok_encode(text))
+
+
+@contextlib.contextmanager
+def _quiet_lm_eval() -> Iterator[None]:
+    """Spare each evaluation lm-eval's survey of the machine (2 to 4 s: it runs `pip list`, and git in whatever
+    folder this happens to be), and the progress bars of reading files and building prompts."""
+    import datasets
+    import lm_eval.api.task
+    import lm_eval.evaluator
+
+    replaced: list[tuple[Any, str, Any]] = [
+        (lm_eval.evaluator, "add_env_info", lambda storage: None),
+        (lm_eval.evaluator, "get_git_commit_hash", lambda: None),
+        (lm_eval.api.task, "tqdm", lambda items, **options: items),
+    ]
+    originals = [getattr(module, name) for module, name, _ in replaced]
+    bars = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    for module, name, replacement in replaced:
+        setattr(module, name, replacement)
+    try:
+        yield
+    finally:
+        for (module, name, _), original in zip(replaced, originals, strict=True):
+            setattr(module, name, original)
+        if bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,176 @@
+"""From lm-eval's logged samples to outcomes per item."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from harness.errors import GraftbenchError
+from harness.evaluation.plan import TaskPlan
+from harness.results.record import TaskOutcome
+
+ANSWER_COLUMNS = pa.schema(
+    [
+        ("task", pa.string()),
+        ("item", pa.string()),
+        ("prompt", pa.string()),
+        ("answer", pa.string()),
+        ("target", pa.string()),
+        ("outcome", pa.float64()),
+        ("empty", pa.bool_()),
+        ("truncated", pa.bool_()),
+    ]
+)
+"""One row per item: the prompt as the model saw it, its answer (for multiple choice the likeliest choice,
+before any normalisation by length), what was expected, the headline metric, and whether the answer was empty
+or ran into the limit of new tokens."""
+
+
+def task_outcome(plan: TaskPlan, results: Mapping[str, Any]) -> TaskOutcome:
+    """The outcomes of one task out of `simple_evaluate`'s results, checked against the score that lm-eval
+    itself reports.
+
+    Raises:
+        GraftbenchError: the chosen metric is missing, does not lie in 0..1 for an item, or its mean is not
+            what lm-eval reports.
+    """
+    samples = results["samples"][plan.name]
+    metrics = _values_by_metric(samples)
+    metric = plan.metric or next(iter(metrics))
+    if metric not in metrics:
+        raise GraftbenchError(
+            f"task '{plan.name}' has not computed the metric '{metric}'; it has: {'; '.join(metrics)}"
+        )
+    outcomes = metrics.pop(metric)
+    outside = [value for value in outcomes if not 0.0 <= value <= 1.0]
+    if outside:
+        raise GraftbenchError(
+            f"task '{plan.name}': the metric '{metric}' is {outside[0]} for an item; outcomes must lie in 0..1"
+        )
+    reported = results["results"][plan.name][metric]
+    mean = math.fsum(outcomes) / len(outcomes)
+    if abs(mean - float(reported)) > 1e-9:
+        raise GraftbenchError(
+            f"task '{plan.name}': the mean of '{metric}' over the items is {mean}, "
+            f"but lm-eval reports {reported}; is it a mean over items?"
+        )
+    return TaskOutcome(
+        task=plan.name,
+        capability=plan.capability,
+        metric=metric,
+        chance=plan.chance,
+        item_ids=tuple(item_ids(plan.name, (sample["doc_hash"] for sample in _of_filter(samples, metric)))),
+        outcomes=outcomes,
+        other_metrics=metrics,
+    )
+
+
+def item_ids(task: str, digests: Iterable[str]) -> list[str]:
+    """Ids that stay the same as long as the item does: the task and 16 digits of the item's digest, repeated
+    items numbered."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for digest in digests:
+        seen[digest] += 1
+        ids.append(f"{task}:{digest[:16]}" + (f":{seen[digest]}" if seen[digest] > 1 else ""))
+    return ids
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of one task."""
+
+    table: pa.Table
+    """See ANSWER_COLUMNS."""
+
+    def counts(self) -> dict[str, int]:
+        """How many answers were empty, and how many ran into the limit of new tokens."""
+        return {column: sum(self.table.column(column).to_pylist()) for column in ("empty", "truncated")}
+
+
+def answers(
+    plan: TaskPlan,
+    outcome: TaskOutcome,
+    results: Mapping[str, Any],
+    token_count: Callable[[str], int],
+    default_limit: int,
+) -> Answers:
+    """The table of the answers to the items of `outcome`; `default_limit` is what a task gets that limits no
+    new tokens itself."""
+    rows = []
+    for item, value, sample in zip(
+        outcome.item_ids,
+        outcome.outcomes,
+        _of_filter(results["samples"][plan.name], outcome.metric),
+        strict=True,
+    ):
+        generated = plan.declaration.output_type == "generate_until"
+        answer = str(_first(sample["resps"])) if generated else _likeliest(sample)
+        limit = int(plan.generation_kwargs.get("max_gen_toks", default_limit))
+        row = {
+            "task": plan.name,
+            "item": item,
+            "prompt": str(sample["arguments"][0][0]),
+            "answer": answer,
+            "target": str(sample["target"]),
+            "outcome": value,
+            "empty": generated and not answer.strip(),
+            "truncated": generated and token_count(answer) >= limit,
+        }
+        rows.append(row)
+    return Answers(pa.Table.from_pylist(rows, schema=ANSWER_COLUMNS))
+
+
+def _values_by_metric(samples: list[dict[str, Any]]) -> dict[str, tuple[float, ...]]:
+    """Every metric's values in the order of the items, by `metric,filter`; metrics that are no number per
+    item are left out."""
+    collected: dict[str, list[float | None]] = {}
+    for sample in samples:
+        for name in sample["metrics"]:
+            collected.setdefault(f"{name},{sample['filter']}", []).append(_number(sample[name]))
+    items = Counter(sample["filter"] for sample in samples)
+    complete = {}
+    for name, values in collected.items():
+        numbers = tuple(value for value in values if value is not None)
+        if len(numbers) == items[name.rpartition(",")[2]]:
+            complete[name] = numbers
+    return complete
+
+
+def _number(value: Any) -> float | None:
+    """A metric's value for one item; a list of verdicts (ifeval's single instructions) counts as their
+    mean."""
+    if isinstance(value, (list, tuple)):
+        parts = [_number(each) for each in value]
+        numbers = [part for part in parts if part is not None]
+        return (
+            sum(numbers) / len(numbers) if numbers and len(numbers) == len(parts) and isinstance(value, list) else None
+        )
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _of_filter(samples: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """lm-eval logs an item once per filter; these are the entries of the metric's own filter."""
+    name = metric.rpartition(",")[2]
+    return [sample for sample in samples if sample["filter"] == name]
+
+
+def _first(responses: Any) -> Any:
+    while isinstance(responses, (list, tuple)):
+        responses = responses[0]
+    return responses
+
+
+def _likeliest(sample: dict[str, Any]) -> str:
+    likelihoods = [float(_first(response)) for response in sample["resps"]]
+    best = max(range(len(likelihoods)), key=likelihoods.__getitem__)
+    return str(sample["arguments"][best][1]).strip()

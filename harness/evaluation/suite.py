@@ -1,0 +1,117 @@
+"""A suite: which lm-eval tasks measure which capability, on which data, with which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from harness.errors import GraftbenchError, unknown_name
+
+SPLITS = ("test", "validation")
+
+
+@dataclass
+class TaskSpec:
+    """One lm-eval task of a suite. Every field may be left out."""
+
+    capability: str | None = None
+    """The capability that it measures; several tasks may share one. Default: the task's own name."""
+    metric: str | None = None
+    """The metric that counts, as lm-eval names it: `metric,filter` (`exact_match,strict-match`). Default: the
+    task's first."""
+    chance: float = 0.0
+    """Expected score of guessing, in 0..1."""
+    num_fewshot: int | None = None
+    """Examples in the prompt. Default: what the task declares, else none."""
+    limit: int | None = None
+    """Use only this many first items. Default: the suite's limit."""
+    gen_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Settings of the generation that replace the task's own, such as `max_gen_toks`."""
+
+
+@dataclass
+class Suite:
+    """The tasks on which models are compared, and everything of their evaluation that is not the model or the
+    engine.
+
+    These fields are the schema of the configuration group `suite`.
+    """
+
+    name: str = "custom"
+    """Name of the suite; boards are kept by it."""
+    tasks: dict[str, TaskSpec] = field(default_factory=dict)
+    """The tasks by their lm-eval name, each with what differs from its declaration."""
+    data_root: Path | None = None
+    """Folder that mirrors data sets: `<data set id>/<configuration or "default">/<split>.jsonl` (or
+    `.parquet`). Tasks whose data lie here read them here; the others are left to the `datasets` library (the
+    hub or its cache)."""
+    include_path: list[str] = field(default_factory=list)
+    """Folders with task declarations of one's own, in lm-eval's format; they win over stock tasks of the same
+    name."""
+    split: str = "test"
+    """`test`, or `validation`: items for choosing hyper-parameters, which a board does not use."""
+    limit: int | None = None
+    """Use only this many first items of every task; for trials."""
+    apply_chat_template: bool = False
+    """Put prompts into the tokenizer's chat template."""
+    fewshot_as_multiturn: bool = True
+    """With a chat template, few-shot examples become turns of the conversation instead of one long
+    message."""
+    system_instruction: str | None = None
+    """System message or first text of every prompt."""
+    allow_code_execution: bool = False
+    """Run code that the models write (in the sandbox); tasks that need it are refused otherwise."""
+    seed: int = 1234
+    """Seeds the draw of few-shot examples and, where a task samples, the generation."""
+
+
+def suite_from_config(config: Mapping[str, Any]) -> Suite:
+    """The suite that a configuration describes.
+
+    Raises:
+        GraftbenchError: an unknown option, an unknown split, no task, or a value out of range.
+    """
+    given = {str(name): value for name, value in config.items()}
+    _check_names("option of suite", given, Suite)
+    tasks = {str(name): _task_spec(str(name), value) for name, value in (given.pop("tasks", None) or {}).items()}
+    include_path = [str(Path(folder).expanduser().absolute()) for folder in given.pop("include_path", None) or []]
+    root = given.pop("data_root", None)
+    data_root = Path(root).expanduser().absolute() if root is not None else None
+    suite = Suite(**given, tasks=tasks, include_path=include_path, data_root=data_root)
+    if not suite.tasks:
+        raise GraftbenchError(
+            f"suite '{suite.name}' has no tasks.\n"
+            "Name lm-eval tasks (in quotes, for the shell): 'suite.tasks={gsm8k:{limit:20},ifeval:{}}'"
+        )
+    if suite.split not in SPLITS:
+        raise unknown_name("value of suite.split", suite.split, SPLITS)
+    _check_limit("suite.limit", suite.limit)
+    return suite
+
+
+def _task_spec(name: str, value: Any) -> TaskSpec:
+    given = {str(key): item for key, item in (value or {}).items()}
+    _check_names(f"option of suite.tasks.{name}", given, TaskSpec)
+    spec = TaskSpec(**{**given, "gen_kwargs": dict(given.get("gen_kwargs") or {})})
+    _check_limit(f"suite.tasks.{name}.limit", spec.limit)
+    if not 0.0 <= spec.chance < 1.0:
+        raise GraftbenchError(
+            f"suite.tasks.{name}.chance is {spec.chance}; it is the expected score of guessing, in 0..1"
+        )
+    if spec.num_fewshot is not None and spec.num_fewshot < 0:
+        raise GraftbenchError(f"suite.tasks.{name}.num_fewshot is {spec.num_fewshot}; it must be 0 or more")
+    return spec
+
+
+def _check_names(kind: str, given: Mapping[str, Any], schema: type) -> None:
+    valid = [each.name for each in fields(schema)]
+    for name in given:
+        if name not in valid:
+            raise unknown_name(kind, name, valid)
+
+
+def _check_limit(name: str, limit: int | None) -> None:
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise GraftbenchError(f"{name} is {limit}; it must be a whole number of items, 1 or more, or null for all")
