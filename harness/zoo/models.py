@@ -1,0 +1,207 @@
+"""The set of models that a run works on: a base, its experts, references, and their curvature and data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.checkpoints import Checkpoint
+from harness.checkpoints.source import is_hub_name
+from harness.curvature.second_moments import FILE_NAME, FISHER_FILE_NAME
+from harness.errors import GraftbenchError, unknown_name
+from harness.files import canonical_json, text_digest
+from methods.interface import CurvatureKind
+
+Source = Path | str
+"""A checkpoint: a folder on this machine, or a name on the Hugging Face hub."""
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """A resolved model set. Experts and references keep the order of the configuration."""
+
+    name: str
+    base: Source
+    experts: Mapping[str, Source] = field(default_factory=dict)
+    references: Mapping[str, Source] = field(default_factory=dict)
+    """Models that get a row of their own but are never merged."""
+    capabilities: Mapping[str, str] = field(default_factory=dict)
+    """Each expert's own capability."""
+    second_moments: Mapping[str, Path | None] = field(default_factory=dict)
+    """Each expert's file of Adam's second moments, or None."""
+    fisher: Mapping[str, Path | None] = field(default_factory=dict)
+    """Each expert's file of diagonal Fisher information, or None."""
+    data_root: Path | None = None
+    """Mirror of the data that the set's own suite reads."""
+    description: str = ""
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of all its models' weights, by name: rows of one board come from one digest."""
+        digests = {}
+        for name, source in {"base": self.base, **self.experts, **self.references}.items():
+            with Checkpoint(source) as checkpoint:
+                digests[name] = checkpoint.weights_digest
+        return text_digest(canonical_json(digests))
+
+    def curvature_files(self, kind: CurvatureKind | None) -> Mapping[str, Path | None]:
+        """Each expert's file of that kind of curvature, or None where it has none."""
+        return self.fisher if kind == "fisher" else self.second_moments
+
+
+KEYS = (
+    "name",
+    "description",
+    "builder",
+    "build",
+    "base",
+    "experts",
+    "references",
+    "capabilities",
+    "second_moments",
+    "fisher",
+    "data_root",
+)
+
+
+def resolve_zoo(config: Mapping[str, Any], home: Path) -> Zoo:
+    """The set that a configuration names, built first where it names a builder.
+
+    Args:
+        config: the group ``zoo``, as plain containers.
+        home: where built sets are kept.
+
+    Raises:
+        GraftbenchError: a key or builder is unknown, a path does not exist, or a name is neither a path
+            nor a hub name.
+    """
+    check_keys(config)
+    builder = config.get("builder")
+    return _named(config) if builder is None else BUILDERS[builder](config, Path(home))
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Refuse what the group ``zoo`` does not know, before anything is built or looked for.
+
+    Raises:
+        GraftbenchError: a key or builder is unknown; the nearest names are given.
+    """
+    for key in config:
+        if key not in KEYS:
+            raise unknown_name("option", f"zoo.{key}", [f"zoo.{known}" for known in KEYS])
+    builder = config.get("builder")
+    if builder is not None and builder not in BUILDERS:
+        raise unknown_name("builder of zoo", str(builder), BUILDERS)
+
+
+def _tiny(config: Mapping[str, Any], home: Path) -> Zoo:
+    """The embedded set. Its builder is imported only here, since it needs torch and transformers."""
+    from harness.zoo.tiny.build import MULTITASK, build
+    from harness.zoo.tiny.items import CAPABILITIES
+    from harness.zoo.tiny.settings import settings_from_mapping
+
+    folders = build(settings_from_mapping(config.get("build") or {}), home)
+    return Zoo(
+        name=str(config["name"]),
+        base=folders.base,
+        experts={capability: folders.expert(capability) for capability in CAPABILITIES},
+        references={MULTITASK: folders.multitask},
+        capabilities={capability: capability for capability in CAPABILITIES},
+        second_moments={capability: folders.expert(capability) / FILE_NAME for capability in CAPABILITIES},
+        fisher={capability: folders.expert(capability) / FISHER_FILE_NAME for capability in CAPABILITIES},
+        data_root=folders.data,
+        description=str(config.get("description") or ""),
+    )
+
+
+def _gguf(config: Mapping[str, Any], home: Path) -> Zoo:
+    """A single model out of a GGUF file, as a set without experts."""
+    from harness.zoo.gguf import GGUFSource, build
+
+    given = _mapping(config, "build")
+    known = [each.name for each in fields(GGUFSource)]
+    for key in given:
+        if key not in known:
+            raise unknown_name("option", f"zoo.build.{key}", [f"zoo.build.{name}" for name in known])
+    for key in ("source", "licence"):
+        if not given.get(key):
+            raise GraftbenchError(f"zoo.build.{key} is not set; see conf/zoo/smollm2_gguf.yaml")
+    base = build(GGUFSource(**given), home / "zoo" / str(config["name"]))
+    return Zoo(name=str(config["name"]), base=base, description=str(config.get("description") or ""))
+
+
+def _named(config: Mapping[str, Any]) -> Zoo:
+    """A set of checkpoints that exist already."""
+    if not config.get("base"):
+        raise GraftbenchError("zoo.base is not set; give a checkpoint's folder or hub name: zoo.base=PATH")
+    experts = {name: _source(value, f"zoo.experts.{name}") for name, value in _mapping(config, "experts").items()}
+    for key in ("capabilities", "second_moments", "fisher"):
+        for name in _mapping(config, key):
+            if name not in experts:
+                raise unknown_name(f"expert in zoo.{key}", name, experts)
+    capabilities = _mapping(config, "capabilities")
+    return Zoo(
+        name=str(config.get("name") or "unnamed"),
+        base=_source(config["base"], "zoo.base"),
+        experts=experts,
+        references={
+            name: _source(value, f"zoo.references.{name}") for name, value in _mapping(config, "references").items()
+        },
+        capabilities={name: str(capabilities.get(name) or name) for name in experts},
+        second_moments=_curvature(config, "second_moments", FILE_NAME, experts),
+        fisher=_curvature(config, "fisher", FISHER_FILE_NAME, experts),
+        data_root=_existing(config["data_root"], "zoo.data_root") if config.get("data_root") else None,
+        description=str(config.get("description") or ""),
+    )
+
+
+def _curvature(
+    config: Mapping[str, Any], key: str, file_name: str, experts: Mapping[str, Source]
+) -> dict[str, Path | None]:
+    """The file that is named, or else the one of the usual name in the expert's folder, or else None."""
+    given = _mapping(config, key)
+    found: dict[str, Path | None] = {}
+    for name, source in experts.items():
+        if given.get(name):
+            found[name] = _existing(given[name], f"zoo.{key}.{name}")
+        elif isinstance(source, Path) and (source / file_name).is_file():
+            found[name] = source / file_name
+        else:
+            found[name] = None
+    return found
+
+
+def _source(given: Any, where: str) -> Source:
+    """A folder that exists, made absolute, or a text of the form of a hub name."""
+    text = str(given)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.exists():
+        raise GraftbenchError(f"{where}={text} is a file; name the folder of the checkpoint that holds it")
+    if not is_hub_name(text):
+        raise GraftbenchError(
+            f"{where}={text}: there is no such folder; give a checkpoint's folder or a hub name owner/name"
+        )
+    return text
+
+
+def _existing(given: Any, where: str) -> Path:
+    path = Path(str(given)).expanduser()
+    if not path.exists():
+        raise GraftbenchError(f"{where}={given} does not exist")
+    return path.resolve()
+
+
+def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise GraftbenchError(f"zoo.{key} is {value!r}, not a mapping of names")
+    return value
+
+
+BUILDERS: dict[str, Callable[[Mapping[str, Any], Path], Zoo]] = {"tiny": _tiny, "gguf": _gguf}
+"""What makes a set that does not exist yet, by the name that ``zoo.builder`` gives."""

@@ -1,0 +1,71 @@
+"""Resolving a model set of existing checkpoints, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import GraftbenchError
+from harness.zoo.models import resolve_zoo
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Path:
+    for name in ("base", "math", "code"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "math" / "exp_avg_sq.safetensors").touch()
+    return tmp_path
+
+
+def test_checkpoints_are_named_inline(checkpoints: Path, tmp_path: Path) -> None:
+    zoo = resolve_zoo(
+        {"base": str(checkpoints / "base"), "experts": {"m": str(checkpoints / "math"), "c": "owner/model"}},
+        tmp_path,
+    )
+    assert zoo.base == checkpoints / "base"
+    assert zoo.experts == {"m": checkpoints / "math", "c": "owner/model"}
+    assert zoo.capabilities == {"m": "m", "c": "c"}
+
+
+def test_curvature_beside_an_expert_is_found_and_a_named_file_wins(checkpoints: Path, tmp_path: Path) -> None:
+    given = {
+        "base": str(checkpoints / "base"),
+        "experts": {n: str(checkpoints / n) for n in ("math", "code")},
+    }
+    zoo = resolve_zoo(given, tmp_path)
+    assert zoo.second_moments == {"math": checkpoints / "math" / "exp_avg_sq.safetensors", "code": None}
+    assert zoo.fisher == {"math": None, "code": None}
+    (tmp_path / "other.safetensors").touch()
+    named = {**given, "second_moments": {"math": str(tmp_path / "other.safetensors")}}
+    assert resolve_zoo(named, tmp_path).second_moments["math"] == tmp_path / "other.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base": None}, "zoo.base is not set"),
+        ({"base": "./nowhere"}, "zoo.base=./nowhere: there is no such folder"),
+        ({"base": "nowhere"}, "give a checkpoint's folder or a hub name"),
+        ({"experts": {"math": "/no/such/folder"}}, "zoo.experts.math"),
+        ({"capabilities": {"maths": "math"}}, "did you mean 'math'"),
+        (
+            {"second_moments": {"math": "none.safetensors"}},
+            "zoo.second_moments.math=none.safetensors does not exist",
+        ),
+        ({"bilder": "tiny"}, "unknown option 'zoo.bilder'; did you mean 'zoo.builder'"),
+        ({"builder": "tini"}, "did you mean 'tiny'"),
+        ({"builder": "tiny", "name": "tiny", "build": {"sed": 1}}, "did you mean 'seed'"),
+    ],
+)
+def test_mistakes_are_named(checkpoints: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    given = {"base": str(checkpoints / "base"), "experts": {"math": str(checkpoints / "math")}, **change}
+    with pytest.raises(GraftbenchError, match=message):
+        resolve_zoo(given, tmp_path)
+
+
+def test_a_file_is_no_checkpoint(checkpoints: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    with pytest.raises(GraftbenchError, match="is a file"):
+        resolve_zoo({"base": str(file)}, tmp_path)
