@@ -20,6 +20,7 @@ FLOORS = [
     {"harness.run", "harness.overrides"},
     {"harness.verbs", "harness.help"},
     {"harness.cli"},
+    {"harness.__main__"},
 ]
 """Rooms from the ground up; a room imports from lower floors, and from itself."""
 

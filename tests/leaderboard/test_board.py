@@ -37,16 +37,12 @@ def test_scores_are_the_records_own(board_records: list[Record]) -> None:
 
 
 def test_a_capability_counts_once_however_many_tasks_it_has(make_record: MakeRecord) -> None:
-    three = make_record(
-        "ties", {"math": alternating(90), "algebra": alternating(70), "code": alternating(40)}
-    )
+    three = make_record("ties", {"math": alternating(90), "algebra": alternating(70), "code": alternating(40)})
     tasks = tuple(replace(t, capability="math") if t.capability == "algebra" else t for t in three.tasks)
     record = replace(three, tasks=tasks)
     board = build_board([record])
     built = row(board, "ties")
-    assert {c: estimate.value for c, estimate in built.capabilities.items()} == pytest.approx(
-        {"math": 80, "code": 40}
-    )
+    assert {c: estimate.value for c, estimate in built.capabilities.items()} == pytest.approx({"math": 80, "code": 40})
     assert built.average.value == pytest.approx(60.0) == record.objective()
     lows = [binomtest(score, 100).proportion_ci(method="wilson").low for score in (90, 70, 40)]
     below = np.array([0.9, 0.7, 0.4]) - np.array(lows)
@@ -164,12 +160,8 @@ def test_rows_of_one_label_are_told_apart_by_their_hyper_parameters(make_record:
 def test_retention_is_relative_to_each_capabilitys_own_expert(make_record: MakeRecord) -> None:
     board = build_board(
         [
-            make_record(
-                "math", {"math": alternating(90), "code": alternating(40)}, "expert", 0.25, capability="math"
-            ),
-            make_record(
-                "code", {"math": alternating(45), "code": alternating(75)}, "expert", 0.25, capability="code"
-            ),
+            make_record("math", {"math": alternating(90), "code": alternating(40)}, "expert", 0.25, capability="math"),
+            make_record("code", {"math": alternating(45), "code": alternating(75)}, "expert", 0.25, capability="code"),
             make_record("linear", {"math": alternating(51), "code": alternating(65)}, chance=0.25),
         ]
     )
@@ -240,9 +232,7 @@ def test_a_board_without_methods_has_no_best(board_records: list[Record]) -> Non
 
 def test_hyper_parameters_tuned_on_test_items_cost_the_rank(board_records: list[Record]) -> None:
     tuned = [
-        replace(record, selection={"how": "tuned", "trials": 5, "split": "test"})
-        if record.label == "ties"
-        else record
+        replace(record, selection={"how": "tuned", "trials": 5, "split": "test"}) if record.label == "ties" else record
         for record in board_records
     ]
     board = build_board(tuned)
@@ -258,9 +248,7 @@ def test_rows_say_how_they_were_tuned_and_what_the_merge_took(make_record: MakeR
     board = build_board(
         [
             make_record("ties", {"math": alternating(50)}, selection=selection),
-            make_record(
-                "given", {"math": alternating(40)}, selection={"how": "given", "trials": None, "split": None}
-            ),
+            make_record("given", {"math": alternating(40)}, selection={"how": "given", "trials": None, "split": None}),
             make_record("base", {"math": alternating(30)}, "base"),
         ]
     )

@@ -29,9 +29,7 @@ from harness.results import Record
         ({"zoo": {"name": "tiny"}}, "record 'ties'.*no zoo digest"),
     ],
 )
-def test_different_conditions_are_refused(
-    board_records: list[Record], change: dict[str, Any], reason: str
-) -> None:
+def test_different_conditions_are_refused(board_records: list[Record], change: dict[str, Any], reason: str) -> None:
     mixed = [replace(record, **change) if record.label == "ties" else record for record in board_records]
     with pytest.raises(GraftbenchError, match=reason) as caught:
         build_board(mixed)

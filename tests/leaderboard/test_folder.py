@@ -10,9 +10,7 @@ from harness.leaderboard import build_board, export_records, load_records, write
 from harness.results import Record
 
 
-def test_a_board_is_recomputed_from_its_folder_byte_for_byte(
-    board_records: list[Record], tmp_path: Path
-) -> None:
+def test_a_board_is_recomputed_from_its_folder_byte_for_byte(board_records: list[Record], tmp_path: Path) -> None:
     written = write_board(build_board(board_records), tmp_path / "tiny")
     export_records(board_records, tmp_path / "tiny")
     assert [path.name for path in written] == ["README.md", "leaderboard.csv", "leaderboard.json"]

@@ -153,12 +153,8 @@ def test_an_interval_that_touches_zero_contains_it() -> None:
     assert not indistinguishable(Interval(-0.1, -0.001), 100)
 
 
-@pytest.mark.parametrize(
-    ("items", "disagreeing", "points"), [(1319, 0.20, 3.4), (541, 0.10, 3.8), (164, 0.2, 9.8)]
-)
-def test_smallest_detectable_difference_of_known_benchmarks(
-    items: int, disagreeing: float, points: float
-) -> None:
+@pytest.mark.parametrize(("items", "disagreeing", "points"), [(1319, 0.20, 3.4), (541, 0.10, 3.8), (164, 0.2, 9.8)])
+def test_smallest_detectable_difference_of_known_benchmarks(items: int, disagreeing: float, points: float) -> None:
     error = float(np.sqrt(disagreeing / items))  # paired, at a small difference
     assert 100 * smallest_detectable_difference(error) == pytest.approx(points, abs=0.06)
 

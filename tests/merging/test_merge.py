@@ -147,7 +147,11 @@ class Infinite(Method):
 
 @pytest.mark.parametrize(
     ("method", "error", "message"),
-    [(Broken(), RuntimeError, "no more"), (Crooked(), ValueError, "gave shape"), (Infinite(), ValueError, "NaN or Inf")],
+    [
+        (Broken(), RuntimeError, "no more"),
+        (Crooked(), ValueError, "gave shape"),
+        (Infinite(), ValueError, "NaN or Inf"),
+    ],
 )
 def test_a_failure_leaves_nothing_under_the_final_name(
     tmp_path: Path, models: dict[str, Path], method: Method, error: type[Exception], message: str

@@ -40,7 +40,11 @@ def test_what_fits_is_planned(tmp_path: Path, base: Path) -> None:
     [
         ({"p": [1.0, 2.0]}, "TestModel", r"expert 'x' .* lacks tensor 'q'"),
         (BASE | {"r": [1.0]}, "TestModel", r"expert 'x' .* has tensor 'r' .* that the base lacks"),
-        ({"p": [1.0, 2.0, 3.0], "q": [[1.0]]}, "TestModel", r"'p' in model\.safetensors has shape \[3\], the base's \[2\]"),
+        (
+            {"p": [1.0, 2.0, 3.0], "q": [[1.0]]},
+            "TestModel",
+            r"'p' in model\.safetensors has shape \[3\], the base's \[2\]",
+        ),
         (BASE, "OtherModel", r"expert 'x' .* is a OtherModel, the base .* a TestModel"),
     ],
 )

@@ -66,7 +66,12 @@ def test_what_is_no_record_is_refused_with_the_file(change: dict[str, object], m
 
 @pytest.mark.parametrize(
     ("ids", "outcomes", "message"),
-    [(("a",), (1.0, 0.0), "1 item ids"), ((), (), "no items"), (("a", "a"), (1.0, 1.0), "repeat"), (("a",), (1.5,), "0..1")],
+    [
+        (("a",), (1.0, 0.0), "1 item ids"),
+        ((), (), "no items"),
+        (("a", "a"), (1.0, 1.0), "repeat"),
+        (("a",), (1.5,), "0..1"),
+    ],
 )
 def test_contradictory_outcomes_are_refused(ids: tuple[str, ...], outcomes: tuple[float, ...], message: str) -> None:
     with pytest.raises(GraftbenchError, match=message):

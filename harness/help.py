@@ -1,0 +1,135 @@
+"""Help texts, read off the configuration: a comment there is the sentence here."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import initialize_config_dir
+from rich.console import Console
+from rich.table import Table
+
+from harness.config import config_folder, known_methods, register_methods
+from harness.overrides import group_options
+from harness.schema import options_of, summary_of
+
+_EXAMPLES = {
+    "run": (
+        "graftbench run method=ota_ffg zoo=tiny suite=tiny",
+        "graftbench run -m method=linear,ties,dare,fisher,ota_ffg",
+        "graftbench run method=ties method.density=0.3",
+        "graftbench run method.path=my_method.py",
+        "graftbench run method=none method.model=base",
+        "graftbench run method=ties --help      (the options of TIES)",
+    ),
+    "merge": (
+        "graftbench merge method=ties zoo.base=PATH zoo.experts.math=PATH zoo.experts.code=PATH out=DIR",
+        "graftbench merge method=ota_ffg zoo=tiny out=DIR dtype=bfloat16 dry_run=true",
+    ),
+    "leaderboard": (
+        "graftbench leaderboard zoo=tiny suite=tiny",
+        "graftbench leaderboard records=leaderboards/tiny/records",
+    ),
+    "zoo": ("graftbench zoo build zoo=tiny", "graftbench zoo check zoo=tiny", "graftbench zoo show zoo=tiny"),
+    "tune": ("graftbench tune zoo=tiny suite=tiny",),
+}
+_GROUP_LINE = re.compile(r"\s*- (?:optional )?(\w+): (\w+)\s*#\s*(.+)")
+_OPTION_LINE = re.compile(r"(\w+): (.+)")
+
+
+def print_overview(verbs: Sequence[str]) -> None:
+    """What there is to type."""
+    console = Console()
+    console.print("[bold]graftbench[/]: merge language models, evaluate the merges, rank the methods\n")
+    table = Table.grid(padding=(0, 2))
+    for verb in verbs:
+        table.add_row(f"  graftbench {verb}", _first_comment(config_folder() / f"{verb}.yaml"))
+    console.print(table)
+    console.print(
+        "\n'graftbench VERB --help' lists a verb's groups and options; options are written name=value.",
+        highlight=False,
+    )
+
+
+def print_verb_help(verb: str, arguments: Sequence[str]) -> None:
+    """A verb's groups with their choices, its options, and the options of the choices named on the command line."""
+    console = Console()
+    path = config_folder() / f"{verb}.yaml"
+    console.print(f"[bold]graftbench {verb}[/]: {_first_comment(path)}\n", highlight=False)
+    console.print("\n".join(f"  {example}" for example in _EXAMPLES[verb]) + "\n", highlight=False, markup=False)
+    chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    files = [Path(chosen["method.path"])] if "method.path" in chosen else []
+    register_methods(files)
+    if files and "method" not in chosen:
+        chosen["method"] = files[0].stem
+    text = path.read_text(encoding="utf-8")
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        for match in map(_GROUP_LINE.match, text.splitlines()):
+            if match:
+                group, default, sentence = match.groups()
+                if group in chosen:
+                    _print_choice(console, group, chosen[group], files)
+                else:
+                    _print_group(console, group, default, sentence, files)
+    _print_options(console, f"Options of graftbench {verb}", _commented_options(path))
+
+
+def _print_group(console: Console, group: str, default: str, sentence: str, files: Sequence[Path]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name in group_options(group):
+        mark = " (default)" if name == default else ""
+        table.add_row(f"  {group}={name}", f"{_summary(group, name, files)}{mark}")
+    console.print(f"[bold]{group}[/]: {sentence}", highlight=False)
+    console.print(table)
+    console.print()
+
+
+def _print_choice(console: Console, group: str, name: str, files: Sequence[Path]) -> None:
+    """The options of one choice: a method's from its dataclass, others' from their file's comments."""
+    console.print(f"[bold]{group}={name}[/]: {_summary(group, name, files)}", highlight=False)
+    path = config_folder() / group / f"{name}.yaml"
+    methods = known_methods(files)
+    if group == "method" and not path.exists() and name in methods:
+        rows = [(f"method.{o.name}", o.default, o.text) for o in options_of(methods[name])]
+    else:
+        rows = [(f"{group}.{option}", default, text) for option, default, text in _commented_options(path)]
+    _print_options(console, "", rows)
+
+
+def _print_options(console: Console, title: str, rows: Sequence[tuple[str, str, str]]) -> None:
+    if title:
+        console.print(f"[bold]{title}[/]", highlight=False)
+    table = Table.grid(padding=(0, 2))
+    for name, default, text in rows:
+        table.add_row(f"  {name}={default}", text)
+    console.print(table)
+    console.print()
+
+
+def _summary(group: str, name: str, files: Sequence[Path]) -> str:
+    path = config_folder() / group / f"{name}.yaml"
+    if path.exists():
+        return _first_comment(path)
+    methods = known_methods(files)
+    return summary_of(methods[name]) if group == "method" and name in methods else ""
+
+
+def _first_comment(path: Path) -> str:
+    """The first comment line of a file that is not an instruction to Hydra."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line), "")
+
+
+def _commented_options(path: Path) -> list[tuple[str, str, str]]:
+    """Name, default and the comment above it, of every scalar option at the top of a file."""
+    rows = []
+    comment: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        match = _OPTION_LINE.fullmatch(line)
+        if line.startswith("#"):
+            comment.append(line.lstrip("# "))
+        elif match and match.group(1) not in ("defaults", "name"):
+            rows.append((match.group(1), match.group(2), " ".join(comment)))
+            comment = []
+        else:
+            comment = []
+    return rows

@@ -1,0 +1,195 @@
+"""The main job, from settings to record: merge, evaluate, remember."""
+
+import contextlib
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from harness import __version__
+from harness.checkpoints import Checkpoint
+from harness.config import MethodSettings, RunSettings, Unmerged
+from harness.errors import GraftbenchError, unknown_name
+from harness.evaluation.engines import engine_from_config
+from harness.evaluation.evaluate import evaluate
+from harness.evaluation.fingerprint import fingerprint
+from harness.evaluation.preflight import preflight
+from harness.evaluation.suite import Suite
+from harness.files import canonical_json, text_digest, write_text_atomically
+from harness.merging import MergePlan, merge_to_folder, plan_merge
+from harness.results import Record, Store
+from harness.tracking import track
+from harness.zoo.models import Zoo, resolve_zoo
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint that is ready to be evaluated."""
+
+    folder: Path
+    weights_digest: str
+    timings: dict[str, float] = field(default_factory=dict)
+    """Seconds: `merge` for all of it, of which `cutoffs` for finding where selections end."""
+
+
+def run(settings: RunSettings) -> Record:
+    """Merge, evaluate and record one model, or read its record if the same was done before.
+
+    Raises:
+        GraftbenchError: something in the settings or the inputs is wrong.
+    """
+    zoo = resolve_zoo(settings.zoo, settings.home)
+    suite = with_data_of(settings.suite, zoo)
+    engine = engine_from_config(settings.backend, settings.device)
+    store = Store(settings.home / "results")
+    label = settings.method.label
+    with opened(settings, zoo) as subject:
+        recipe = subject.recipe() if isinstance(subject, MergePlan) else unmerged_recipe(subject)
+        about: dict[str, Any] = {"suite": suite_fields(suite), "engine": engine.describe(), "recipe": recipe}
+        key = text_digest(canonical_json(about))[:32]
+        about |= described(settings.method, zoo)
+        if (known := store.get(key)) is not None:
+            log.info("%s: in the store already as %s, nothing to do", label, key)
+            return _kept_up(known, about, store)
+        preflight(suite)
+        with materialised(subject, settings) as model:
+            log.info("%s: evaluating on %s (%s)", label, suite.name, suite.split)
+            started = time.perf_counter()
+            evaluation = evaluate(model.folder, suite, engine)
+            timings = {**model.timings, "evaluate": round(time.perf_counter() - started, 3)}
+    record = Record(
+        key=key,
+        **about,
+        versions={"graftbench": __version__, **evaluation.versions},
+        weights_digest=model.weights_digest,
+        timings=timings,
+        tasks=evaluation.tasks,
+    )
+    store.put(record, evaluation.answers)
+    scores = ", ".join(f"{name} {score:.1f}" for name, score in record.capability_scores().items())
+    log.info("%s: %.1f on average (%s)", label, record.objective(), scores)
+    track(record, settings.tracking, settings.sweep)
+    return record
+
+
+def with_data_of(suite: Suite, zoo: Zoo) -> Suite:
+    """The suite on the data that came with the zoo, unless it names its own."""
+    return replace(suite, data_root=suite.data_root or zoo.data_root)
+
+
+def suite_fields(suite: Suite) -> dict[str, Any]:
+    """A record's field `suite`: its name and split, everything that can change a score, and the digest of all that."""
+    settings = fingerprint(suite)
+    return {
+        "name": suite.name,
+        "split": suite.split,
+        "digest": text_digest(canonical_json(settings)),
+        **settings,
+    }
+
+
+@contextlib.contextmanager
+def opened(settings: RunSettings, zoo: Zoo) -> Iterator[MergePlan | Checkpoint]:
+    """The merge's plan, or the checkpoint that is evaluated as it is."""
+    method = settings.method.method
+    if isinstance(method, Unmerged):
+        with Checkpoint(model_of(zoo, method.model)) as checkpoint:
+            yield checkpoint
+        return
+    with plan_merge(
+        settings.method.name,
+        method,
+        zoo.base,
+        zoo.experts,
+        zoo.curvature_files(method.curvature_kind()),
+        settings.device,
+        settings.dtype,
+    ) as plan:
+        yield plan
+
+
+def model_of(zoo: Zoo, name: str) -> str | Path:
+    """Folder or hub name of a model of the zoo.
+
+    Raises:
+        GraftbenchError: the zoo has no model of that name.
+    """
+    models = {"base": zoo.base, **zoo.experts, **zoo.references}
+    if name not in models:
+        raise unknown_name(f"model of zoo {zoo.name}", name, models)
+    return models[name]
+
+
+def unmerged_recipe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What determines the answers of a model that is evaluated as it is."""
+    return {
+        "method": "none",
+        "weights": checkpoint.weights_digest,
+        "config": checkpoint.config_digest,
+        "tokenizer": checkpoint.tokenizer_digest,
+    }
+
+
+def described(method: MethodSettings, zoo: Zoo) -> dict[str, Any]:
+    """The fields of a record that say what it is called and how it came about, but determine no score."""
+    role, capability = method.role, None
+    if isinstance(method.method, Unmerged):
+        capability = zoo.capabilities.get(method.method.model)
+        role = "reference" if method.method.model in zoo.references else role
+    return {
+        "label": method.label,
+        "role": role,
+        "capability": capability,
+        "selection": method.selection,
+        "zoo": {"name": zoo.name, "digest": zoo.digest},
+    }
+
+
+@contextlib.contextmanager
+def materialised(subject: MergePlan | Checkpoint, settings: RunSettings) -> Iterator[Model]:
+    """The checkpoint to evaluate: merged into a folder, which is removed afterwards unless it shall be kept."""
+    if isinstance(subject, Checkpoint):
+        yield Model(subject.folder, subject.weights_digest)
+        return
+    merges = settings.home / "merges"
+    merges.mkdir(parents=True, exist_ok=True)
+    recipe = canonical_json(subject.recipe())
+    name = f"{settings.method.name}-{text_digest(recipe)[:16]}"
+    workplace = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=merges))
+    try:
+        report = merge_to_folder(subject, workplace / name)
+        _check_reproduced(merges / f"{name}.json", str(subject.device.type), report.weights_digest)
+        if settings.keep:
+            shutil.rmtree(merges / name, ignore_errors=True)
+            report.folder.rename(merges / name)
+        folder = merges / name if settings.keep else report.folder
+        cutoffs, whole = report.seconds["cutoffs"], sum(report.seconds.values())
+        yield Model(folder, report.weights_digest, {"cutoffs": round(cutoffs, 3), "merge": round(whole, 3)})
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+def _check_reproduced(ledger: Path, device: str, digest: str) -> None:
+    """A recipe gives the same weights each time on one kind of device; anything else must not reach a board."""
+    known: dict[str, str] = json.loads(ledger.read_text(encoding="utf-8")) if ledger.exists() else {}
+    if known.setdefault(device, digest) != digest:
+        raise GraftbenchError(
+            f"the same recipe gave other weights than before ({digest[:12]}, not {known[device][:12]}, see {ledger}): "
+            "the method is not deterministic. Draw random numbers from methods.randomness, or delete that file"
+        )
+    write_text_atomically(ledger, json.dumps(known, sort_keys=True) + "\n")
+
+
+def _kept_up(known: Record, about: dict[str, Any], store: Store) -> Record:
+    """The stored record under the name that it was asked for now, which may be another than the first time."""
+    renamed = replace(known, **{name: about[name] for name in ("label", "role", "capability", "selection", "zoo")})
+    if renamed != known:
+        store.put(renamed)
+    return renamed

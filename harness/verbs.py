@@ -1,0 +1,188 @@
+"""What each verb of the command line does once its settings are read."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from harness import leaderboard as boards
+from harness.config import (
+    BoardSettings,
+    MergeSettings,
+    MethodSettings,
+    RunSettings,
+    TuneSettings,
+    Unmerged,
+    ZooSettings,
+    method_settings,
+)
+from harness.errors import GraftbenchError
+from harness.evaluation.engines import engine_from_config
+from harness.files import write_text_atomically
+from harness.merging import merge_to_folder, plan_merge
+from harness.overrides import composed
+from harness.results import Record, Store
+from harness.run import run as run_one
+from harness.run import suite_fields, with_data_of
+from harness.tracking import TrackingConfig
+from harness.tuning import as_yaml, choose
+from harness.zoo.criteria import check_criteria
+from harness.zoo.models import Zoo, resolve_zoo
+from methods import Method
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: RunSettings) -> float:
+    """Merge, evaluate and record one row; returns its objective, which Hydra's sweepers maximise."""
+    record = run_one(settings)
+    if settings.sweep is None:
+        Console().print(_scores_table([record], f"{settings.suite.name} ({settings.suite.split})"))
+    return record.objective()
+
+
+def merge(settings: MergeSettings) -> None:
+    """Merge checkpoints into a new folder, or with `dry_run` only check that it would work."""
+    method = settings.method.method
+    assert isinstance(method, Method)
+    zoo = resolve_zoo(settings.zoo, settings.home)
+    if settings.out.exists():
+        raise GraftbenchError(f"out={settings.out} exists already; choose another folder or remove it")
+    console = Console()
+    with plan_merge(
+        settings.method.name,
+        method,
+        zoo.base,
+        zoo.experts,
+        zoo.curvature_files(method.curvature_kind()),
+        settings.device,
+        settings.dtype,
+    ) as plan:
+        console.print(
+            f"{plan.name}: {plan.base.architecture} of {plan.base.entries:,} parameters "
+            f"in {len(plan.parameters)} tensors; experts {', '.join(plan.experts)}",
+            highlight=False,
+        )
+        if settings.dry_run:
+            console.print("dry run: everything that headers can tell is in order; nothing was written", highlight=False)
+            return
+        report = merge_to_folder(plan, settings.out, shard_bytes=int(settings.shard_gb * 10**9))
+    seconds = sum(report.seconds.values())
+    console.print(f"wrote {report.folder} in {seconds:.1f} s; weights {report.weights_digest[:12]}", highlight=False)
+
+
+def leaderboard(settings: BoardSettings) -> None:
+    """Rank the records of a zoo and a suite, print the board and write its folder."""
+    out = settings.out or Path("leaderboards") / settings.zoo["name"]
+    records = boards.load_records(settings.records.parent) if settings.records else _records_for(settings)
+    board = boards.build_board(records)
+    boards.print_board(board, Console())
+    if settings.records is None:
+        boards.export_records(records, out)
+    for path in boards.write_board(board, out):
+        log.info("wrote %s", path)
+
+
+def zoo(settings: ZooSettings) -> None:
+    """Build a model set, show it, or check it against the criteria that make it fit for comparing methods."""
+    models = resolve_zoo(settings.zoo, settings.home)
+    if settings.action == "check":
+        _check_zoo(settings, models)
+    else:
+        Console().print(_models_table(models))
+
+
+def tune(settings: TuneSettings) -> None:
+    """Choose hyper-parameters on validation items and write them as a configuration of the group `tuned`."""
+    suite = replace(settings.suite, split=settings.split)
+    choices = {}
+    for configuration, grid in settings.grid.items():
+
+        def objective(values: dict[str, Any], configuration: str = configuration) -> float:
+            given = [f"method.{option}={value}" for option, value in values.items()]
+            config, invocation = composed("run", [f"method={configuration}", *given])
+            method = method_settings(config["method"], invocation)
+            return run_one(_run_settings(settings, method, suite=suite)).objective()
+
+        choices[configuration] = choose(grid, objective)
+        log.info("%s: chose %s", configuration, choices[configuration])
+    about = {
+        "zoo": settings.zoo["name"],
+        "suite": suite.name,
+        "split": settings.split,
+        "command": f"graftbench tune zoo={settings.zoo['name']} suite={suite.name}",
+    }
+    write_text_atomically(settings.out, as_yaml(choices, about))
+    Console().print(f"wrote {settings.out}", highlight=False)
+
+
+def _records_for(settings: BoardSettings) -> list[Record]:
+    """The store's records of that zoo, suite, split and engine."""
+    models = resolve_zoo(settings.zoo, settings.home)
+    suite = suite_fields(with_data_of(settings.suite, models))
+    engine = engine_from_config(settings.backend).describe()
+    found = Store(settings.home / "results").records()
+    wanted = [
+        record
+        for record in found
+        if (record.zoo["digest"], record.suite["digest"], record.engine) == (models.digest, suite["digest"], engine)
+    ]
+    if not wanted:
+        raise GraftbenchError(
+            f"no results for zoo={models.name} and suite={settings.suite.name} ({settings.suite.split}) in "
+            f"{settings.home}/results, which holds {len(found)} others; make some with graftbench run"
+        )
+    return wanted
+
+
+def _check_zoo(settings: ZooSettings, models: Zoo) -> None:
+    names = ["base", *models.experts, *models.references]
+    unmerged = {
+        name: MethodSettings("none", name, "base" if name == "base" else "expert", Unmerged(name), {"how": "default"})
+        for name in names
+    }
+    records = {name: run_one(_run_settings(settings, method)) for name, method in unmerged.items()}
+    config, invocation = composed("run", ["method=linear"])
+    average = run_one(_run_settings(settings, method_settings(config["method"], invocation)))
+    console = Console()
+    console.print(_scores_table([*records.values(), average], f"{models.name}: scores on {settings.suite.name}"))
+    criteria = check_criteria(
+        records["base"].capability_scores(),
+        {name: records[name].capability_scores() for name in models.experts},
+        average.capability_scores(),
+    )
+    table = Table("criterion", "measured", "holds", title=f"{models.name}: criteria")
+    for criterion in criteria:
+        table.add_row(criterion.text, criterion.measured, "[green]yes[/]" if criterion.holds else "[red]no[/]")
+    console.print(table)
+    failed = [criterion.text for criterion in criteria if not criterion.holds]
+    if failed:
+        raise GraftbenchError(f"{len(failed)} of {len(criteria)} criteria do not hold: {'; '.join(failed)}")
+
+
+def _run_settings(settings: TuneSettings | ZooSettings, method: MethodSettings, **changed: Any) -> RunSettings:
+    """Settings of one run with the zoo, suite and backend of another verb."""
+    base = RunSettings(method, settings.zoo, settings.suite, settings.backend, TrackingConfig(), settings.home)
+    return replace(base, **changed)
+
+
+def _scores_table(records: list[Record], title: str) -> Table:
+    capabilities = list(records[0].capability_scores())
+    table = Table("model", *capabilities, "average", title=title)
+    for record in records:
+        scores = record.capability_scores()
+        table.add_row(record.label, *(f"{scores[c]:.1f}" for c in capabilities), f"{record.objective():.1f}")
+    return table
+
+
+def _models_table(models: Zoo) -> Table:
+    table = Table("model", "role", "where", "second moments", title=models.name)
+    table.add_row("base", "base", str(models.base), "")
+    for name, source in models.experts.items():
+        table.add_row(name, "expert", str(source), "yes" if models.second_moments.get(name) else "no")
+    for name, source in models.references.items():
+        table.add_row(name, "reference", str(source), "")
+    return table

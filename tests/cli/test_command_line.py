@@ -1,0 +1,130 @@
+"""The command line refuses what does not exist, with the nearest names, before any work; and helps a newcomer."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.cli import main
+
+MINE = '''
+from dataclasses import dataclass
+from methods import Method
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Method):
+    """Keeps the base and adds a share of the first expert's edits."""
+
+    share: float = 0.5
+    """How much."""
+
+    def merge(self, parameter):
+        return parameter.base + self.share * parameter.task_vectors[0]
+'''
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Another working folder, which must stay empty: nothing may happen before everything was checked."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("GRAFTBENCH_HOME", str(tmp_path / "home"))
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The message of a command that must fail."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 1
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rum"], "unknown verb 'rum'; did you mean 'run'?"),
+        (["run", "method=tis"], "unknown method 'tis'; did you mean 'ties'?"),
+        (["run", "zoo=tinny"], "unknown zoo 'tinny'; did you mean 'tiny'?"),
+        (["run", "suite=tinny"], "unknown suite 'tinny'; did you mean 'tiny'?"),
+        (["run", "sweep=method"], "unknown sweep 'method'; did you mean 'methods'"),
+        (["run", "methd=ties"], "unknown option 'methd'; did you mean 'method'?"),
+        (["run", "devise=cpu"], "unknown option 'devise'; did you mean 'device'?"),
+        (["run", "method=ties", "method.densty=0.2"], "did you mean 'method.density'"),
+        (["run", "method=ties", "+method.densty=0.2"], "unknown option 'method.densty'; did you mean 'method.density'"),
+        (["run", "+zoo.bse=x"], "did you mean 'zoo.base'"),
+        (["run", "+suite.limt=3"], "did you mean 'limit'"),
+        (["run", "+backend.batch=3"], "did you mean 'batch_size'"),
+        (["run", "+tracking.projct=x"], "did you mean 'tracking.project'"),
+        (["run", "+sed=3"], "unknown option 'sed'"),
+        (["run", "method=ties", "method.density=much"], "method.density=much: input should be a valid number"),
+        (["run", "method=ties", "method.density=1.5"], "density=1.5 must lie in 0..1"),
+        (["run", "method=ties", "method.scope=row"], "method.scope=row: input should be 'model' or 'tensor'"),
+        (["run", "--device", "cpu"], "unknown flag '--device'; options are written name=value"),
+        (["run", "ties"], "'ties' is no option; options are written name=value"),
+        (["run", "method=ties,linear"], "add -m to run one job for each"),
+        (["run", "-m", "method=linear,tis"], "unknown method 'tis'"),
+        (["run", "-m", "method=ties,dare", "method.density=0.1,0.2"], "'method.density' of method=dare"),
+        (["run", "method.path=nothing.py"], "nothing.py does not exist"),
+        (["merge", "method=ties"], "option out needs a value: out=…"),
+        (["merge", "method=none", "out=x"], "method=none merges nothing"),
+        (["merge", "out=x", "shard_gb=0"], "shard_gb=0.0 must be positive"),
+        (["zoo", "bild"], "unknown action of zoo 'bild'; did you mean 'build'?"),
+        (["leaderboard", "suit=tiny"], "unknown option 'suit'; did you mean 'suite'?"),
+        (["tune", "+grd=1"], "unknown option 'grd'; did you mean 'grid'"),
+    ],
+)
+def test_what_does_not_exist_is_refused_before_any_work(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], elsewhere: Path, tmp_path: Path
+) -> None:
+    assert message in refused(capsys, *arguments)
+    assert not list(elsewhere.iterdir())
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_method_file_is_checked_like_ours(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    assert "did you mean 'method.share'" in refused(capsys, "run", f"method.path={file}", "method.shar=0.1")
+    assert "did you mean 'method.share'" in refused(capsys, "run", f"method.path={file}", "+method.shar=0.1")
+    file.write_text("import nothing_of_that_name")
+    assert "cannot be imported: ModuleNotFoundError" in refused(capsys, "run", f"method.path={file}")
+    file.write_text("x = 1")
+    assert "defines no subclass of methods.Method" in refused(capsys, "run", f"method.path={file}")
+    file.write_text(MINE.replace("share: float = 0.5", "share: float"))
+    assert "needs a default" in refused(capsys, "run", f"method.path={file}")
+    file.write_text(MINE.replace("share", "role"))
+    assert "cannot be called role" in refused(capsys, "run", f"method.path={file}")
+    ours = tmp_path / "ties.py"
+    ours.write_text(MINE)
+    assert "there is a method 'ties' already" in refused(capsys, "run", f"method.path={ours}")
+
+
+def test_help_lists_verbs_groups_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    told = capsys.readouterr().out
+    assert all(f"graftbench {verb}" in told for verb in ("run", "merge", "leaderboard", "zoo", "tune"))
+    for verb in ("run", "merge", "leaderboard", "zoo", "tune"):
+        main([verb, "--help"])
+        told = capsys.readouterr().out
+        assert f"graftbench {verb}" in told and "zoo=tiny" in told
+    main(["run", "--help"])
+    told = capsys.readouterr().out
+    assert "method=ota_ffg" in told and "saliency" in told
+    assert "device=cpu" in told and "Where the merge is computed" in " ".join(told.split())
+
+
+def test_help_on_a_method_lists_its_hyper_parameters(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(["run", "method=ties", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "method.density=0.2" in told and "Share of each task vector's entries to keep" in told
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    main(["run", f"method.path={file}", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "method.share=0.5" in told and "How much." in told
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out.startswith("graftbench 0.")
