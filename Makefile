@@ -1,0 +1,47 @@
+# The two commands of the README, and what they are made of. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+GRAFTBENCH := $(BIN)/graftbench
+
+.PHONY: help install leaderboard zoo-check tune test lint types pytest clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,gguf]"
+	touch $@
+
+install: $(VENV)/installed ## make the virtual environment and install everything at known versions
+
+leaderboard: install ## build the embedded models, merge by every method, evaluate, write leaderboards/tiny
+	$(GRAFTBENCH) zoo build zoo=tiny
+	$(GRAFTBENCH) run -m experiment=tiny sweep=models
+	$(GRAFTBENCH) run -m experiment=tiny sweep=grafts
+	$(GRAFTBENCH) run -m experiment=tiny sweep=methods
+	$(GRAFTBENCH) leaderboard zoo=tiny suite=tiny
+
+zoo-check: install ## print the criteria of the embedded models, and whether each holds
+	$(GRAFTBENCH) zoo check zoo=tiny suite=tiny
+
+tune: install ## choose the methods' hyper-parameters on validation items again (an hour on two cores)
+	$(GRAFTBENCH) tune zoo=tiny suite=tiny
+
+test: lint types pytest ## lint, types and tests
+
+lint: install ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install ## mypy
+	$(BIN)/mypy
+
+pytest: install ## the tests
+	$(BIN)/pytest
+
+clean: ## remove the virtual environment and caches; runs/ stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
