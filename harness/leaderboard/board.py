@@ -99,9 +99,7 @@ def build_board(records: Sequence[Record]) -> Board:
     """
     unique = unique_records(records)
     if not unique:
-        raise GraftbenchError(
-            "there are no records to rank; evaluate a model first, for example with graftbench run"
-        )
+        raise GraftbenchError("there are no records to rank; evaluate a model first, for example with graftbench run")
     check_comparable(unique)
     tasks = align_outcomes(unique)
     return _Ranking(unique, tasks).board()
@@ -116,18 +114,14 @@ class _Ranking:
         self.labels = row_labels(records)
         self.capabilities = tuple(dict.fromkeys(task.capability for task in tasks))
         self.tasks_of = {c: [task for task in tasks if task.capability == c] for c in self.capabilities}
-        self.weights = {
-            t.task: 1 / (len(self.capabilities) * len(self.tasks_of[t.capability])) for t in tasks
-        }
+        self.weights = {t.task: 1 / (len(self.capabilities) * len(self.tasks_of[t.capability])) for t in tasks}
         self.scores = {c: _mean(t.outcomes.mean(axis=0) for t in self.tasks_of[c]) for c in self.capabilities}
         self.averages = _mean(self.scores.values())
         self.draws = {
             c: _mean(bootstrap_means(t.task, t.outcomes) for t in self.tasks_of[c]) for c in self.capabilities
         }
         self.average_draws = _mean(self.draws.values())
-        self.intervals = [
-            {t.task: mean_interval(t.outcomes[:, i]) for t in tasks} for i in range(len(records))
-        ]
+        self.intervals = [{t.task: mean_interval(t.outcomes[:, i]) for t in tasks} for i in range(len(records))]
         self.order = sorted(range(len(records)), key=self._place)
         ranked = [i for i in self.order if records[i].role == "method" and not chosen_on_test(records[i])]
         self.ranked = ranked
@@ -225,9 +219,7 @@ class _Ranking:
         """From the median standard error of the methods' differences to the best."""
         if min(len(task.outcomes) for task in self.tasks) < 2:
             return None
-        errors = [
-            paired_standard_error(self._differences(i), self.weights) for i in self.ranked if i != self.best
-        ]
+        errors = [paired_standard_error(self._differences(i), self.weights) for i in self.ranked if i != self.best]
         positive = [error for error in errors if error > 0]
         return 100 * smallest_detectable_difference(median(positive)) if positive else None
 
@@ -244,9 +236,7 @@ class _Ranking:
             )
         on_test = sorted(self.labels[r.key] for r in self.records if r.role == "method" and chosen_on_test(r))
         if on_test:
-            notes.append(
-                f"Not ranked, since the hyper-parameters were chosen on test items: {', '.join(on_test)}."
-            )
+            notes.append(f"Not ranked, since the hyper-parameters were chosen on test items: {', '.join(on_test)}.")
         return notes + self._differing_versions()
 
     def _differing_versions(self) -> list[str]:
@@ -256,9 +246,7 @@ class _Ranking:
             for record in self.records:
                 users.setdefault(record.versions.get(package, "unknown"), []).append(self.labels[record.key])
             if len(users) > 1:
-                listing = "; ".join(
-                    f"{version} ({', '.join(sorted(users[version]))})" for version in sorted(users)
-                )
+                listing = "; ".join(f"{version} ({', '.join(sorted(users[version]))})" for version in sorted(users))
                 notes.append(f"Rows were made with different versions of {package}: {listing}.")
         return notes
 

@@ -58,9 +58,7 @@ def check_comparable(records: Sequence[Record]) -> None:
         for record in records:
             value = condition(record)
             if value is None:
-                raise GraftbenchError(
-                    f"{_name(record)} has no {what}, so it cannot be ranked; evaluate it again"
-                )
+                raise GraftbenchError(f"{_name(record)} has no {what}, so it cannot be ranked; evaluate it again")
             values.append(value)
         usual, deviating = _deviating(values)
         if deviating:
@@ -82,8 +80,7 @@ def align_outcomes(records: Sequence[Record]) -> list[TaskOutcomes]:
     if deviating:
         own = canonical_json(sorted(tasks[deviating[0]]))
         raise GraftbenchError(
-            f"{_names(records, deviating)} has the tasks {own} instead of {usual}; "
-            "evaluate it on the whole suite"
+            f"{_names(records, deviating)} has the tasks {own} instead of {usual}; evaluate it on the whole suite"
         )
     return [_align([by_name[task.task] for by_name in tasks], records) for task in records[0].tasks]
 
@@ -94,8 +91,7 @@ def _align(tasks: Sequence[TaskOutcome], records: Sequence[Record]) -> TaskOutco
     usual, deviating = _deviating([f"{t.capability}, {t.metric}, chance {t.chance:g}" for t in tasks])
     if deviating:
         raise GraftbenchError(
-            f"{_names(records, deviating)} scores the task '{name}' not as the others do ({usual}); "
-            "evaluate it again"
+            f"{_names(records, deviating)} scores the task '{name}' not as the others do ({usual}); evaluate it again"
         )
     usual_items, deviating = _deviating([frozenset(task.item_ids) for task in tasks])
     if deviating:
@@ -106,8 +102,7 @@ def _align(tasks: Sequence[TaskOutcome], records: Sequence[Record]) -> TaskOutco
             if items
         ]
         raise GraftbenchError(
-            f"{_names(records, deviating)} {' and '.join(parts)} in the task '{name}'; "
-            "evaluate it on the same items"
+            f"{_names(records, deviating)} {' and '.join(parts)} in the task '{name}'; evaluate it on the same items"
         )
     order = sorted(usual_items)
     columns = [dict(zip(task.item_ids, task.outcomes, strict=True)) for task in tasks]
@@ -158,9 +153,7 @@ def _difference(own: str, usual: str) -> str:
     own_entries, usual_entries = json.loads(own), json.loads(usual)
     names = sorted(own_entries.keys() | usual_entries.keys())
     differing = [name for name in names if own_entries.get(name) != usual_entries.get(name)]
-    return ", ".join(
-        f"{name}={own_entries.get(name)} (the others {usual_entries.get(name)})" for name in differing
-    )
+    return ", ".join(f"{name}={own_entries.get(name)} (the others {usual_entries.get(name)})" for name in differing)
 
 
 def _outcomes_by_item(record: Record) -> dict[str, dict[str, float]]:

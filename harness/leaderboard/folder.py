@@ -52,9 +52,7 @@ def load_records(folder: Path) -> list[Record]:
     """
     paths = sorted((Path(folder) / RECORDS).glob("*.json"))
     if not paths:
-        raise GraftbenchError(
-            f"{Path(folder) / RECORDS} holds no records; export them with graftbench leaderboard"
-        )
+        raise GraftbenchError(f"{Path(folder) / RECORDS} holds no records; export them with graftbench leaderboard")
     records = [from_json(path.read_text(encoding="utf-8"), source=str(path)) for path in paths]
     for path, record in zip(paths, records, strict=True):
         if path.stem != record.key:

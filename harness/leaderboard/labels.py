@@ -34,10 +34,7 @@ def _remarks(records: Sequence[Record]) -> list[str]:
     paths = sorted({path for recipe in recipes for path in recipe if not _DIGEST.fullmatch(recipe[path])})
     differing = [path for path in paths if len({recipe.get(path) for recipe in recipes}) > 1]
     names = _short_names(differing)
-    remarks = [
-        ", ".join(f"{names[path]}={recipe[path]}" for path in differing if path in recipe)
-        for recipe in recipes
-    ]
+    remarks = [", ".join(f"{names[path]}={recipe[path]}" for path in differing if path in recipe) for recipe in recipes]
     if len(set(remarks)) == len(remarks):
         return remarks
     return [

@@ -33,9 +33,7 @@ class Retentions:
             return Estimate(reason=reason)
         chance = self.chances[capability]
         value = retention(self.scores[capability][i], self.scores[capability][expert], chance)
-        return Estimate(
-            100 * float(value), percentile_interval(self._drawn(i, capability, expert)).times(100)
-        )
+        return Estimate(100 * float(value), percentile_interval(self._drawn(i, capability, expert)).times(100))
 
     def mean(self, i: int) -> Estimate:
         """Record i's mean retention over all capabilities."""
@@ -44,9 +42,7 @@ class Retentions:
         if len(values) < len(parts):
             return Estimate(reason="; ".join(part.reason for part in parts if part.reason))
         experts = {capability: self._expert(capability)[0] for capability in self.scores}
-        drawn = [
-            self._drawn(i, capability, expert) for capability, expert in experts.items() if expert is not None
-        ]
+        drawn = [self._drawn(i, capability, expert) for capability, expert in experts.items() if expert is not None]
         return Estimate(float(np.mean(values)), percentile_interval(np.mean(drawn, axis=0)).times(100))
 
     def _drawn(self, i: int, capability: str, expert: int) -> FloatArray:

@@ -86,9 +86,7 @@ def mean_interval(outcomes: FloatArray, confidence: float = CONFIDENCE) -> Inter
     return Interval(max(0.0, mean - half), min(1.0, mean + half))
 
 
-def weighted_mean_interval(
-    means: Sequence[float], intervals: Sequence[Interval], weights: Sequence[float]
-) -> Interval:
+def weighted_mean_interval(means: Sequence[float], intervals: Sequence[Interval], weights: Sequence[float]) -> Interval:
     """Interval of Σ w·mean over independent strata (tasks or capabilities), from each stratum's own interval;
     w ≥ 0.
 
@@ -100,8 +98,7 @@ def weighted_mean_interval(
     Source: Zou, Huang and Zhang 2009, Computational Statistics & Data Analysis 53:1080-1085.
     """
     mean, low, high, weight = (
-        np.array(values)
-        for values in (means, [i.low for i in intervals], [i.high for i in intervals], weights)
+        np.array(values) for values in (means, [i.low for i in intervals], [i.high for i in intervals], weights)
     )
     centre = float(weight @ mean)
     return Interval(
@@ -125,9 +122,7 @@ def bootstrap_means(task: str, outcomes: FloatArray, draws: int = DRAWS, seed: i
     comparing systems on one test set: Koehn 2004, EMNLP, 388-395.
     """
     items = len(outcomes)
-    generator = np.random.default_rng(
-        [seed, int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big")]
-    )
+    generator = np.random.default_rng([seed, int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big")])
     means = np.empty((draws, outcomes.shape[1]))
     at_once = max(1, _INDICES_AT_ONCE // items)
     for start in range(0, draws, at_once):

@@ -36,9 +36,7 @@ def _summary(board: Board) -> str:
     elif len(ranked) > 1:
         text += ", told apart from every other method"
     controls = [row.label for row in board.group("control") if row.tied_with_best]
-    return f"{text}." + (
-        f" Controls that cannot be told from it: {_escape(', '.join(controls))}." if controls else ""
-    )
+    return f"{text}." + (f" Controls that cannot be told from it: {_escape(', '.join(controls))}." if controls else "")
 
 
 def _table(board: Board) -> list[str]:

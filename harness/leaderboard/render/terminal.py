@@ -55,9 +55,7 @@ def _legend(board: Board, left_out: Collection[str]) -> list[str]:
     lines = [f"± and [ ]: 95 % intervals. {TIED}: not distinguishable from the best (paired bootstrap)."]
     if board.smallest_detectable_difference is not None:
         difference = number(board.smallest_detectable_difference)
-        lines.append(
-            f"Differences to the best below about {difference} points are likely to go unnoticed here."
-        )
+        lines.append(f"Differences to the best below about {difference} points are likely to go unnoticed here.")
     if left_out:
         lines.append(f"Left out for want of width: {'; '.join(left_out)}.")
     return lines
