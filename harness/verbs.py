@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -98,14 +99,18 @@ def zoo(settings: ZooSettings) -> None:
 def tune(settings: TuneSettings) -> None:
     """Choose hyper-parameters on validation items and write them as a configuration of the group `tuned`."""
     suite = replace(settings.suite, split=settings.split)
+    experts = list(resolve_zoo(settings.zoo, settings.home).experts)
     choices = {}
     for configuration, grid in settings.grid.items():
 
         def objective(values: dict[str, Any], configuration: str = configuration) -> float:
             given = [f"method.{option}={value}" for option, value in values.items()]
-            config, invocation = composed("run", [f"method={configuration}", *given])
-            method = method_settings(config["method"], invocation)
-            return run_one(_run_settings(settings, method, suite=suite)).objective()
+            scores = []
+            for one in _experts_in_turn(configuration, experts):
+                config, invocation = composed("run", [f"method={configuration}", *given, *one])
+                method = method_settings(config["method"], invocation)
+                scores.append(run_one(_run_settings(settings, method, suite=suite)).objective())
+            return fmean(scores)
 
         choices[configuration] = choose(grid, objective)
         log.info("%s: chose %s", configuration, choices[configuration])
@@ -117,6 +122,12 @@ def tune(settings: TuneSettings) -> None:
     }
     write_text_atomically(settings.out, as_yaml(choices, about))
     Console().print(f"wrote {settings.out}", highlight=False)
+
+
+def _experts_in_turn(configuration: str, experts: list[str]) -> list[list[str]]:
+    """The overrides of a method that grafts one expert: each in turn, so that its mean counts; none for the others."""
+    config, _ = composed("run", [f"method={configuration}"])
+    return [[f"method.expert={expert}"] for expert in experts] if "expert" in config["method"] else [[]]
 
 
 def _records_for(settings: BoardSettings) -> list[Record]:

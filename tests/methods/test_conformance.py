@@ -1,11 +1,12 @@
 """What every merging method must do, ours and a stranger's: pass a class and its options to `check_method`."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from methods import Method, Parameter, available
+from methods import Method, Parameter, available, load_file
 from methods.interface import Cutoff, per_expert
 from methods.ota_ffg import OtaFfg
 
@@ -113,3 +114,15 @@ def test_per_expert_values_follow_the_names() -> None:
     assert per_expert({"math": 0.1, "code": 0.2}, ("code", "math")) == [0.2, 0.1]
     assert per_expert(0.5, ("code", "math")) == [0.5, 0.5]
     assert per_expert({"math": 2.0}, ("code", "math"), default=1.0) == [1.0, 2.0]
+
+
+def test_the_documented_example_conforms(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+    file = tmp_path / "sign_agreement.py"
+    file.write_text(page.partition("```python\n")[2].partition("```")[0], encoding="utf-8")
+    name, method = load_file(file)
+    assert name == "sign_agreement"
+    check_method(method())
+    # Experts agree on +2 and +4, and disagree on the second entry.
+    given = Parameter("p", torch.zeros(2), torch.tensor([[2.0, 1.0], [4.0, -1.0]]), ("x", "y"))
+    assert method().merge(given).tolist() == [3.0, 0.0]
