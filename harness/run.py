@@ -25,6 +25,7 @@ from harness.merging import MergePlan, merge_to_folder, plan_merge
 from harness.results import Record, Store
 from harness.tracking import track
 from harness.zoo.models import Zoo, resolve_zoo
+from methods import Method
 
 log = logging.getLogger(__name__)
 
@@ -103,16 +104,14 @@ def opened(settings: RunSettings, zoo: Zoo) -> Iterator[MergePlan | Checkpoint]:
         with Checkpoint(model_of(zoo, method.model)) as checkpoint:
             yield checkpoint
         return
-    with plan_merge(
-        settings.method.name,
-        method,
-        zoo.base,
-        zoo.experts,
-        zoo.curvature_files(method.curvature_kind()),
-        settings.device,
-        settings.dtype,
-    ) as plan:
+    with plan_of(settings.method.name, method, zoo, settings.device, settings.dtype) as plan:
         yield plan
+
+
+def plan_of(name: str, method: Method, zoo: Zoo, device: str, dtype: str | None) -> MergePlan:
+    """The plan of merging a zoo's experts, with the curvature that the method asks for."""
+    files = zoo.curvature_files(method.curvature_kind())
+    return plan_merge(name, method, zoo.base, zoo.experts, files, device, dtype)
 
 
 def model_of(zoo: Zoo, name: str) -> str | Path:

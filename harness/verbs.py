@@ -23,11 +23,11 @@ from harness.config import (
 from harness.errors import GraftbenchError
 from harness.evaluation.engines import engine_from_config
 from harness.files import write_text_atomically
-from harness.merging import merge_to_folder, plan_merge
+from harness.merging import merge_to_folder
 from harness.overrides import composed
 from harness.results import Record, Store
+from harness.run import plan_of, suite_fields, with_data_of
 from harness.run import run as run_one
-from harness.run import suite_fields, with_data_of
 from harness.tracking import TrackingConfig
 from harness.tuning import as_yaml, choose
 from harness.zoo.criteria import check_criteria
@@ -53,26 +53,19 @@ def merge(settings: MergeSettings) -> None:
     if settings.out.exists():
         raise GraftbenchError(f"out={settings.out} exists already; choose another folder or remove it")
     console = Console()
-    with plan_merge(
-        settings.method.name,
-        method,
-        zoo.base,
-        zoo.experts,
-        zoo.curvature_files(method.curvature_kind()),
-        settings.device,
-        settings.dtype,
-    ) as plan:
+    with plan_of(settings.method.name, method, zoo, settings.device, settings.dtype) as plan:
         console.print(
             f"{plan.name}: {plan.base.architecture} of {plan.base.entries:,} parameters "
             f"in {len(plan.parameters)} tensors; experts {', '.join(plan.experts)}",
             highlight=False,
+            soft_wrap=True,
         )
         if settings.dry_run:
-            console.print("dry run: everything that headers can tell is in order; nothing was written", highlight=False)
+            console.print("dry run: all that headers can tell is in order; nothing was written", soft_wrap=True)
             return
         report = merge_to_folder(plan, settings.out, shard_bytes=int(settings.shard_gb * 10**9))
     seconds = sum(report.seconds.values())
-    console.print(f"wrote {report.folder} in {seconds:.1f} s; weights {report.weights_digest[:12]}", highlight=False)
+    console.print(f"wrote {report.folder} in {seconds:.1f} s; weights {report.weights_digest[:12]}", soft_wrap=True)
 
 
 def leaderboard(settings: BoardSettings) -> None:
@@ -121,7 +114,7 @@ def tune(settings: TuneSettings) -> None:
         "command": f"graftbench tune zoo={settings.zoo['name']} suite={suite.name}",
     }
     write_text_atomically(settings.out, as_yaml(choices, about))
-    Console().print(f"wrote {settings.out}", highlight=False)
+    Console().print(f"wrote {settings.out}", soft_wrap=True)
 
 
 def _experts_in_turn(configuration: str, experts: list[str]) -> list[list[str]]:
