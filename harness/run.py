@@ -48,7 +48,7 @@ def run(settings: RunSettings) -> Record:
     """
     zoo = resolve_zoo(settings.zoo, settings.home)
     suite = with_data_of(settings.suite, zoo)
-    engine = engine_from_config(settings.backend, settings.device)
+    engine = engine_from_config(settings.backend)
     store = Store(settings.home / "results")
     label = settings.method.label
     with opened(settings, zoo) as subject:

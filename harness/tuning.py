@@ -19,15 +19,20 @@ class Choice:
     """The best one's mean over capabilities, in 0..100."""
 
 
-def choose(grid: Mapping[str, Sequence[float]], objective: Callable[[dict[str, float]], float]) -> Choice:
+def choose(
+    grid: Mapping[str, Sequence[float]],
+    defaults: Mapping[str, float],
+    objective: Callable[[dict[str, float]], float],
+) -> Choice:
     """Try each option's values in turn, with earlier options at their best and later ones at their defaults.
 
     Args:
         grid: the values of each option, in the order in which options are tried.
-        objective: what to maximise, given the values of some options.
+        defaults: the default of each of these options.
+        objective: what to maximise, given a value of each option.
     """
     tried: dict[tuple[tuple[str, float], ...], float] = {}
-    best: dict[str, float] = {}
+    best = {option: defaults[option] for option in grid}
     best_score = float("-inf")
     for option, values in grid.items():
         scores = []

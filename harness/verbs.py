@@ -105,7 +105,8 @@ def tune(settings: TuneSettings) -> None:
                 scores.append(run_one(_run_settings(settings, method, suite=suite)).objective())
             return fmean(scores)
 
-        choices[configuration] = choose(grid, objective)
+        config, _ = composed("run", [f"method={configuration}"])
+        choices[configuration] = choose(grid, config["method"], objective)
         log.info("%s: chose %s", configuration, choices[configuration])
     about = {
         "zoo": settings.zoo["name"],

@@ -11,9 +11,9 @@ from harness.evaluation.engines import engine_from_config
 from harness.evaluation.engines.hf import HFEngine
 
 
-def test_the_run_s_device_fills_in() -> None:
-    assert engine_from_config({"name": "hf", "batch_size": 2}, device="cpu") == HFEngine(batch_size=2, device="cpu")
-    assert engine_from_config({"name": "hf", "device": "cpu"}, device="cuda") == HFEngine(device="cpu")
+def test_options_reach_the_engine() -> None:
+    assert engine_from_config({"name": "hf", "batch_size": 2}) == HFEngine(batch_size=2, device="auto")
+    assert engine_from_config({"name": "hf", "device": "cpu"}) == HFEngine(device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ class Engine(Protocol):
         ...
 
 
-def engine_from_config(config: Mapping[str, Any], device: str | None = None) -> Engine:
-    """The engine that a configuration describes; `device` fills in where the configuration says 'auto'.
+def engine_from_config(config: Mapping[str, Any]) -> Engine:
+    """The engine that a configuration describes.
 
     Raises:
         GraftbenchError: an unknown engine, option or device.
@@ -42,6 +42,4 @@ def engine_from_config(config: Mapping[str, Any], device: str | None = None) -> 
     for option in given:
         if option not in valid:
             raise unknown_name("option of backend", option, valid)
-    if device is not None and given.get("device", "auto") == "auto":
-        given["device"] = device
     return ENGINES[name](**given)
