@@ -44,12 +44,19 @@ def folder_written_atomically(final: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        _make_readable(temporary)
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_readable(folder: Path) -> None:
+    """Give a folder and what is in it the modes that the umask asks for; safetensors and mkdtemp write for one user."""
+    mask = _umask()
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def file_digest(path: Path) -> str:
