@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -46,6 +47,7 @@ VERBS: dict[str, Verb] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exits with 1 on an error and 130 on an interruption."""
     _configure_logging()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: what is half done is removed
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print_overview(tuple(VERBS))
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _dispatch(arguments[0], arguments[1:])
     except GraftbenchError as error:
         _fail(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted; what was finished is kept, and the same command goes on from there", status=130)

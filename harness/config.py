@@ -156,7 +156,7 @@ def known_methods(files: Iterable[Path] = ()) -> dict[str, type[Method]]:
             name, method = load_file(file)
         except ValueError as error:
             raise GraftbenchError(str(error)) from error
-        if name in found:
+        if name in found or (config_folder() / "method" / f"{name}.yaml").exists():
             raise GraftbenchError(f"{file}: there is a method '{name}' already; give the file another name")
         found[name] = method
     return found
@@ -196,6 +196,8 @@ def method_settings(
     Raises:
         GraftbenchError: there is no such method or hyper-parameter, or a value is bad.
     """
+    if not isinstance(node, Mapping) or "name" not in node or "method" not in invocation.choices:
+        raise GraftbenchError("no method is chosen; write method=NAME, such as method=ties")
     choice, given = invocation.choices["method"], invocation.given
     values = {str(key): value for key, value in node.items()}
     name, path, role = values.pop("name"), values.pop("path", None), values.pop("role", "method")
@@ -223,7 +225,7 @@ def run_settings(config: DictConfig, invocation: Invocation) -> RunSettings:
     tuned = values.pop("tuned", {})
     for group in ("experiment", "sweep"):
         values.pop(group, None)
-    method = method_settings(values.pop("method"), invocation, tuned.get("choices"), label)
+    method = method_settings(values.pop("method", None), invocation, tuned.get("choices"), label)
     return _settings(RunSettings, values, method=method, sweep=invocation.sweep)
 
 
@@ -231,7 +233,7 @@ def merge_settings(config: DictConfig, invocation: Invocation) -> MergeSettings:
     """Settings of `graftbench merge`."""
     values = _plain(config)
     tuned = values.pop("tuned", {})
-    method = method_settings(values.pop("method"), invocation, tuned.get("choices"))
+    method = method_settings(values.pop("method", None), invocation, tuned.get("choices"))
     if isinstance(method.method, Unmerged):
         raise GraftbenchError("method=none merges nothing; choose a method")
     return _settings(MergeSettings, values, method=method)
@@ -256,6 +258,8 @@ def _settings(cls: Any, values: Mapping[str, Any], **built: Any) -> Any:
     """Settings of a verb: each group through its own schema, the rest through the verb's."""
     parts = {key: read(values[key]) for key, read in _GROUPS.items() if key in values}
     scalars = {key: value for key, value in values.items() if key not in parts}
+    if not values.get("home"):
+        raise GraftbenchError("home= is empty; name a folder for models and results")
     known = {option.name for option in fields(cls)}
     for key in values:
         if key not in known:

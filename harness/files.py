@@ -46,8 +46,12 @@ def folder_written_atomically(final: Path) -> Iterator[Path]:
         yield temporary
         _make_readable(temporary)
         if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
+            former = temporary.with_suffix(".former")
+            final.rename(former)
+            temporary.rename(final)
+            shutil.rmtree(former)
+        else:
+            temporary.rename(final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.config import config_folder, known_methods, register_methods
+from harness.errors import unknown_name
 from harness.overrides import group_options
 from harness.schema import options_of, summary_of
 
@@ -66,6 +67,8 @@ def print_verb_help(verb: str, arguments: Sequence[str]) -> None:
         for match in map(_GROUP_LINE.match, text.splitlines()):
             if match:
                 group, default, sentence = match.groups()
+                if group in chosen and chosen[group] not in group_options(group):
+                    raise unknown_name(group, chosen[group], group_options(group))
                 if group in chosen:
                     _print_choice(console, group, chosen[group], files)
                 else:

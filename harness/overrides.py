@@ -1,5 +1,6 @@
 """Checks a command line before any work: every group, option and value, in every job of a sweep."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from harness.config import Invocation, config_folder, register_methods
+from harness.config import RESERVED, Invocation, config_folder, register_methods
 from harness.errors import GraftbenchError, suggestion, unknown_name
 
 _FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
@@ -29,6 +30,7 @@ _OPEN_MAPPINGS = (
     "method.weights.",
     "suite.tasks.",
 )
+_HIDDEN = [("method.", key) for key in RESERVED if key != "path"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,11 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
             flags.append(argument)
             if name in _FLAGS_WITH_VALUE and "=" not in argument:
                 flags += [value for value in [next(pending, None)] if value is not None]
-        elif "=" in argument or argument.startswith("~"):
+        elif argument.lstrip("+~").partition("=")[0] in [f"method.{key}" for key in RESERVED if key != "path"]:
+            raise GraftbenchError(
+                f"'{argument.partition('=')[0]}' is no option: method=NAME chooses the method, label=… names the row"
+            )
+        elif re.match(r"\+{0,2}[\w@/.:-]+=", argument) or argument.startswith("~"):
             overrides.append(_opened(argument))
         else:
             raise GraftbenchError(f"'{argument}' is no option; options are written name=value, such as method=ties")
@@ -124,6 +130,8 @@ def _jobs(verb: str, overrides: Sequence[Override], line: CommandLine) -> list[l
         swept = next((o for o in overrides if o.is_sweep_override()), None)
         if swept is not None:
             raise GraftbenchError(f"'{swept.input_line}' names several values; add -m to run one job for each")
+        if compose(verb, line.overrides, return_hydra_config=True).hydra.sweeper.get("params"):
+            raise GraftbenchError("a sweep has several jobs; add -m to run them")
         return [line.overrides]
     fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
     sweeper = compose(verb, fixed, return_hydra_config=True).hydra.sweeper
@@ -139,7 +147,8 @@ def _jobs(verb: str, overrides: Sequence[Override], line: CommandLine) -> list[l
 
 def _opened(argument: str) -> str:
     """Entries of open mappings need no plus sign: any expert's name is as good as another."""
-    return f"++{argument}" if argument.startswith(_OPEN_MAPPINGS) else argument
+    whole = tuple(f"{mapping[:-1]}=" for mapping in _OPEN_MAPPINGS)
+    return f"++{argument}" if argument.startswith(_OPEN_MAPPINGS + whole) else argument
 
 
 def _with_method_files(overrides: list[str]) -> list[str]:
@@ -147,8 +156,12 @@ def _with_method_files(overrides: list[str]) -> list[str]:
     paths = [path for o in overrides if o.lstrip("+").startswith(key) for path in o.partition("=")[2].split(",")]
     names = register_methods([Path(path) for path in paths])
     rest = [o for o in overrides if not o.lstrip("+").startswith(key)]
-    if names and not any(o.startswith("method=") for o in rest):
+    chosen = [name for o in rest if o.startswith("method=") for name in o.partition("=")[2].split(",")]
+    if names and not chosen:
         rest.append(f"method={','.join(names)}")
+    for name in names:
+        if chosen and name not in chosen:
+            raise GraftbenchError(f"method.path names the method '{name}', but method={','.join(chosen)} leaves it out")
     return rest
 
 
@@ -184,7 +197,11 @@ def _diagnose(verb: str, overrides: Sequence[str]) -> None:
         seen = ""
         for part in key.split("."):
             if not isinstance(node, DictConfig) or part not in node:
-                valid = [seen + str(name) for name in node] if isinstance(node, DictConfig) else []
+                valid = (
+                    [seen + str(name) for name in node if (seen, name) not in _HIDDEN]
+                    if isinstance(node, DictConfig)
+                    else []
+                )
                 group = seen.rstrip(".")
                 chosen = invocation.choices.get(group)
                 owner = f" of {group}={chosen}" if chosen else ""

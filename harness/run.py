@@ -51,6 +51,8 @@ def run(settings: RunSettings) -> Record:
     engine = engine_from_config(settings.backend)
     store = Store(settings.home / "results")
     label = settings.method.label
+    if not isinstance(settings.method.method, Unmerged) and label in models_of(zoo):
+        raise GraftbenchError(f"label={label} is the name of a model of zoo {zoo.name}; choose another")
     with opened(settings, zoo) as subject:
         recipe = subject.recipe() if isinstance(subject, MergePlan) else unmerged_recipe(subject)
         about: dict[str, Any] = {"suite": suite_fields(suite), "engine": engine.describe(), "recipe": recipe}
@@ -58,6 +60,9 @@ def run(settings: RunSettings) -> Record:
         about |= described(settings.method, zoo)
         if (known := store.get(key)) is not None:
             log.info("%s: in the store already as %s, nothing to do", label, key)
+            if settings.keep:
+                with materialised(subject, settings) as model:
+                    log.info("%s: kept %s", label, model.folder)
             return _kept_up(known, about, store)
         preflight(suite)
         with materialised(subject, settings) as model:
@@ -120,10 +125,15 @@ def model_of(zoo: Zoo, name: str) -> str | Path:
     Raises:
         GraftbenchError: the zoo has no model of that name.
     """
-    models = {"base": zoo.base, **zoo.experts, **zoo.references}
+    models = models_of(zoo)
     if name not in models:
         raise unknown_name(f"model of zoo {zoo.name}", name, models)
     return models[name]
+
+
+def models_of(zoo: Zoo) -> dict[str, str | Path]:
+    """Every model of the zoo by name."""
+    return {"base": zoo.base, **zoo.experts, **zoo.references}
 
 
 def unmerged_recipe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -155,6 +165,8 @@ def described(method: MethodSettings, zoo: Zoo) -> dict[str, Any]:
 def materialised(subject: MergePlan | Checkpoint, settings: RunSettings) -> Iterator[Model]:
     """The checkpoint to evaluate: merged into a folder, which is removed afterwards unless it shall be kept."""
     if isinstance(subject, Checkpoint):
+        for name in subject.tensors:
+            subject.read(name)  # refuses NaN and Inf, which would only look like a bad model
         yield Model(subject.folder, subject.weights_digest)
         return
     merges = settings.home / "merges"

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 import textwrap
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -35,6 +36,7 @@ def build(cls: type[Options], values: Mapping[str, Any], where: str) -> Options:
         GraftbenchError: an option does not exist (the nearest are named), lacks a value, or has a bad one.
     """
     _refuse_unknown(cls, values, where)
+    _refuse_infinite(values, where)
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
@@ -66,6 +68,18 @@ def _refuse_unknown(cls: Any, values: Mapping[str, Any], where: str) -> None:
             for key, entry in value.items():
                 if nested is not None and isinstance(entry, Mapping):
                     _refuse_unknown(nested, entry, f"{where}.{name}.{key}")
+
+
+def _refuse_infinite(value: Any, where: str) -> None:
+    """No option means anything at NaN or infinity, and no record could hold it."""
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            _refuse_infinite(entry, f"{where}.{name}")
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            _refuse_infinite(entry, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise GraftbenchError(f"{where}={value}: input should be a finite number")
 
 
 def _explain(problem: Mapping[str, Any], where: str) -> str:

@@ -71,7 +71,7 @@ def merge(settings: MergeSettings) -> None:
 def leaderboard(settings: BoardSettings) -> None:
     """Rank the records of a zoo and a suite, print the board and write its folder."""
     out = settings.out or Path("leaderboards") / settings.zoo["name"]
-    records = boards.load_records(settings.records.parent) if settings.records else _records_for(settings)
+    records = boards.load_records(settings.records) if settings.records else _records_for(settings)
     board = boards.build_board(records)
     boards.print_board(board, Console())
     if settings.records is None:
@@ -82,7 +82,7 @@ def leaderboard(settings: BoardSettings) -> None:
 
 def zoo(settings: ZooSettings) -> None:
     """Build a model set, show it, or check it against the criteria that make it fit for comparing methods."""
-    models = resolve_zoo(settings.zoo, settings.home)
+    models = resolve_zoo(settings.zoo, settings.home, build=settings.action != "show")
     if settings.action == "check":
         _check_zoo(settings, models)
     else:
@@ -92,6 +92,11 @@ def zoo(settings: ZooSettings) -> None:
 def tune(settings: TuneSettings) -> None:
     """Choose hyper-parameters on validation items and write them as a configuration of the group `tuned`."""
     suite = replace(settings.suite, split=settings.split)
+    for configuration, grid in settings.grid.items():
+        for option, values in grid.items():
+            for value in values:
+                config, invocation = composed("run", [f"method={configuration}", f"++method.{option}={value}"])
+                method_settings(config["method"], invocation)
     experts = list(resolve_zoo(settings.zoo, settings.home).experts)
     choices = {}
     for configuration, grid in settings.grid.items():
@@ -126,7 +131,7 @@ def _experts_in_turn(configuration: str, experts: list[str]) -> list[list[str]]:
 
 def _records_for(settings: BoardSettings) -> list[Record]:
     """The store's records of that zoo, suite, split and engine."""
-    models = resolve_zoo(settings.zoo, settings.home)
+    models = resolve_zoo(settings.zoo, settings.home, build=False)
     suite = suite_fields(with_data_of(settings.suite, models))
     engine = engine_from_config(settings.backend).describe()
     found = Store(settings.home / "results").records()

@@ -31,7 +31,8 @@ def entries_to_keep(density: float, entries: int) -> int:
 def keep_by_cutoff(scores: Tensor, parameter: Parameter) -> Tensor:
     """The entries that survive the whole-model selection: bool, `[experts, *shape]`."""
     assert parameter.cutoffs is not None, f"{parameter.name}: the method did not declare its selection"
-    masks = [cutoff.mask(score, parameter.name) for cutoff, score in zip(parameter.cutoffs, scores, strict=True)]
+    pairs = zip(parameter.cutoffs, scores.to(torch.float32), strict=True)
+    masks = [cutoff.mask(score, parameter.name) for cutoff, score in pairs]
     return torch.stack(masks)
 
 

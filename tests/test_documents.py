@@ -32,6 +32,7 @@ def test_a_documented_command_is_accepted(command: str, tmp_path: Path, monkeypa
     example = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8").partition("```python\n")[2]
     for name in ("sign_agreement.py", "mine.py"):
         (tmp_path / name).write_text(example.partition("```")[0], encoding="utf-8")
+    (tmp_path / "MIRROR").mkdir()
     _, verb, *arguments = shlex.split(command)
     if "--help" in arguments:
         return
@@ -49,13 +50,13 @@ def test_the_readme_shows_the_committed_board() -> None:
 
 
 def test_the_committed_board_follows_from_its_records(tmp_path: Path) -> None:
-    write_board(build_board(load_records(BOARD)), tmp_path)
+    write_board(build_board(load_records(BOARD / "records")), tmp_path)
     for name in ("README.md", "leaderboard.csv", "leaderboard.json"):
         assert (tmp_path / name).read_bytes() == (BOARD / name).read_bytes(), name
 
 
 def test_the_committed_board_has_every_row() -> None:
-    board = build_board(load_records(BOARD))
+    board = build_board(load_records(BOARD / "records"))
     labels = {row.label for row in board.rows}
     methods = {"linear", "task_arithmetic", "ties", "dare", "dare_ties", "fisher", "ota", "ota_ffg"}
     controls = {"ffg_uniform", "magnitude_uniform", "magnitude_ota", "shuffled_curvature", "rotated_curvature"}

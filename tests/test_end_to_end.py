@@ -1,6 +1,7 @@
 """The whole job on a miniature of the embedded set: the same code, files and tasks, after a few training steps."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -216,3 +217,35 @@ def test_unknown_models_are_refused(home: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         graftbench(home, "run", "method=none", "method.model=maths", *EVALUATED)
     assert "unknown model of zoo tiny 'maths'; did you mean 'math'?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_nan_in_a_model_that_is_evaluated_as_it_is(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo = next((home / "zoo").glob("tiny-*"))
+    model = AutoModelForCausalLM.from_pretrained(zoo / "base")
+    model.model.norm.weight.data[0] = float("nan")
+    shutil.copytree(zoo / "base", tmp_path / "broken")
+    model.save_pretrained(tmp_path / "broken")
+    with pytest.raises(SystemExit):
+        graftbench(
+            home,
+            "run",
+            "method=none",
+            "zoo=custom",
+            f"zoo.base={tmp_path / 'broken'}",
+            f"suite.data_root={zoo / 'data'}",
+        )
+    assert "tensor 'model.norm.weight' has 1 NaN or Inf" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_label_may_not_pass_for_a_model(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        graftbench(home, "run", "method=linear", "label=base", *EVALUATED)
+    assert "label=base is the name of a model of zoo tiny" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_kept_checkpoint_is_made_even_if_the_record_exists(home: Path) -> None:
+    graftbench(home, "run", "method=linear", *EVALUATED)
+    graftbench(home, "run", "method=linear", "keep=true", *EVALUATED)
+    assert (next((home / "merges").glob("linear-*/")) / "merge.json").is_file()

@@ -129,6 +129,13 @@ class Checkpoint:
         files = [self.folder / name for name in ("config.json", "generation_config.json")]
         return text_digest(canonical_json([[file.name, file_digest(file)] for file in files if file.is_file()]))
 
+    def same_vocabulary(self, other: "Checkpoint") -> bool:
+        """Whether both give the same numbers to the same tokens, as far as both say (tokenizer.json)."""
+        if self.tokenizer_digest == other.tokenizer_digest:
+            return True
+        ours, theirs = (_vocabulary(checkpoint.folder / "tokenizer.json") for checkpoint in (self, other))
+        return ours is None or theirs is None or ours == theirs
+
     def read(self, name: str) -> Tensor:
         """One tensor on the CPU, as it is stored.
 
@@ -160,7 +167,7 @@ class Checkpoint:
             raise GraftbenchError(f"{path} is not valid JSON ({error})") from error
         if not isinstance(config, dict):
             raise GraftbenchError(f"{path} is not a model configuration")
-        if "quantization_config" in config:
+        if config.get("quantization_config"):
             method = config["quantization_config"].get("quant_method", "unknown")
             raise GraftbenchError(f"{self.source} is quantised ({method}); merge the checkpoint that it was made from")
         return config
@@ -190,12 +197,22 @@ class Checkpoint:
             return {single: set()}
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
+            entries = sorted((str(name), self.folder / file) for name, file in weight_map.items())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise GraftbenchError(f"{index} is not a valid safetensors index ({error})") from error
         files: dict[Path, set[str]] = {}
-        for name, file in sorted(weight_map.items()):
-            files.setdefault(self.folder / file, set()).add(name)
+        for name, file in entries:
+            files.setdefault(file, set()).add(name)
         return files
+
+
+def _vocabulary(path: Path) -> Any:
+    """The tokens and their numbers; None where the file does not tell."""
+    try:
+        tokenizer = json.loads(path.read_text(encoding="utf-8"))
+        return tokenizer["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

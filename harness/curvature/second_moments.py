@@ -155,10 +155,15 @@ def _metadata(fields: Mapping[str, str], path: Path) -> SecondMomentsMetadata:
     if fields.get("version") != FORMAT_VERSION:
         raise GraftbenchError(f"{path}: format version {fields.get('version')}, but this reads {FORMAT_VERSION}")
     try:
+        kind, beta2 = fields["kind"], float(fields["beta2"]) if "beta2" in fields else None
+        if kind not in ("adam", "fisher"):
+            raise ValueError(f"kind={kind} is neither adam nor fisher")
+        if beta2 is not None and not 0.0 <= beta2 < 1.0:
+            raise ValueError(f"beta2={beta2} lies outside 0..1")
         return SecondMomentsMetadata(
-            kind="fisher" if fields["kind"] == "fisher" else "adam",
+            kind="fisher" if kind == "fisher" else "adam",
             optimizer=fields.get("optimizer"),
-            beta2=float(fields["beta2"]) if "beta2" in fields else None,
+            beta2=beta2,
             step=int(fields["step"]) if "step" in fields else None,
             learning_rate=float(fields["learning_rate"]) if "learning_rate" in fields else None,
             base_digest=fields.get("base_digest"),

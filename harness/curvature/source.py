@@ -35,6 +35,7 @@ class CurvatureSource:
         self._files = ExitStack()
         self._experts = {name: self._files.enter_context(SecondMoments(path)) for name, path in files.items()}
         for expert, moments in self._experts.items():
+            _check_kind(kind, moments)
             _check_cover(expert, moments, shapes)
         corrections = [moments.metadata.correction for moments in self._experts.values()]
         self.bias_corrected = None not in corrections
@@ -67,6 +68,14 @@ class CurvatureSource:
             "bias_corrected": self.bias_corrected,
             "files": {name: file_digest(moments.path) for name, moments in self._experts.items()},
         }
+
+
+def _check_kind(kind: CurvatureKind, moments: SecondMoments) -> None:
+    wanted = "fisher" if kind == "fisher" else "adam"
+    if moments.metadata.kind != wanted:
+        raise GraftbenchError(
+            f"{moments.path} holds curvature of kind '{moments.metadata.kind}', but the method asks for '{kind}'"
+        )
 
 
 def _check_cover(expert: str, moments: SecondMoments, shapes: Mapping[str, tuple[int, ...]]) -> None:

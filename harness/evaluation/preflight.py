@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 
 from harness.errors import GraftbenchError
+from harness.evaluation.declaration import EMBEDDED_TASKS
 from harness.evaluation.plan import TaskPlan, missing_mirror_note, plan_suite
 from harness.evaluation.suite import Suite
 
@@ -28,6 +29,12 @@ def preflight(suite: Suite) -> None:
 
 def _data_problems(suite: Suite, plan: TaskPlan) -> Iterator[str]:
     declared = plan.declaration.fields
+    if plan.data is None and EMBEDDED_TASKS in plan.declaration.path.parents:
+        yield (
+            f"task '{plan.name}': its items come with zoo=tiny.\n"
+            "Name suite.data_root=<home>/zoo/tiny-…/data to ask them of other models."
+        )
+        return
     if plan.data is not None or declared.get("custom_dataset") is not None:
         return
     if declared.get("dataset_path") in ("json", "parquet", "csv", "text"):

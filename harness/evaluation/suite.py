@@ -79,6 +79,10 @@ def suite_from_config(config: Mapping[str, Any]) -> Suite:
     include_path = [str(Path(folder).expanduser().absolute()) for folder in given.pop("include_path", None) or []]
     root = given.pop("data_root", None)
     data_root = Path(root).expanduser().absolute() if root is not None else None
+    if data_root is not None and not data_root.is_dir():
+        raise GraftbenchError(f"suite.data_root={root} is no folder; it should mirror data sets: <id>/<configuration>/")
+    if not isinstance(given.get("seed", 0), int):
+        raise GraftbenchError(f"suite.seed={given['seed']}; it must be a whole number")
     suite = Suite(**given, tasks=tasks, include_path=include_path, data_root=data_root)
     if not suite.tasks:
         raise GraftbenchError(
@@ -92,6 +96,8 @@ def suite_from_config(config: Mapping[str, Any]) -> Suite:
 
 
 def _task_spec(name: str, value: Any) -> TaskSpec:
+    if value is not None and not isinstance(value, Mapping):
+        raise GraftbenchError(f"suite.tasks.{name}={value}: it takes settings, such as {{limit:20}}, or {{}} for none")
     given = {str(key): item for key, item in (value or {}).items()}
     _check_names(f"option of suite.tasks.{name}", given, TaskSpec)
     spec = TaskSpec(**{**given, "gen_kwargs": dict(given.get("gen_kwargs") or {})})

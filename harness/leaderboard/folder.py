@@ -8,7 +8,7 @@ from harness.errors import GraftbenchError
 from harness.files import folder_written_atomically, write_text_atomically
 from harness.leaderboard import render
 from harness.leaderboard.board import Board
-from harness.results import Record, from_json, to_json
+from harness.results import Record, read_record, to_json
 
 RECORDS = "records"
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -38,22 +38,26 @@ def export_records(records: Sequence[Record], folder: Path) -> None:
     for record in records:
         if not _FILE_NAME.fullmatch(record.key):
             raise GraftbenchError(f"record '{record.label}': the key {record.key!r} cannot name a file")
-    with folder_written_atomically(Path(folder) / RECORDS) as temporary:
+    target = Path(folder) / RECORDS
+    strangers = [path.name for path in target.iterdir() if path.suffix != ".json"] if target.is_dir() else []
+    if strangers:
+        raise GraftbenchError(f"{target} holds '{sorted(strangers)[0]}', which is no record and would be lost; move it")
+    with folder_written_atomically(target) as temporary:
         for record in records:
             (temporary / f"{record.key}.json").write_text(to_json(record), encoding="utf-8")
 
 
 def load_records(folder: Path) -> list[Record]:
-    """The records of a board's folder, sorted by key.
+    """The records in a folder (a board keeps them under `records`), sorted by key.
 
     Raises:
         GraftbenchError: there are none, or one is unreadable or lies under another key's name. Nothing is
             left out in silence, for a board without one of its rows is another board.
     """
-    paths = sorted((Path(folder) / RECORDS).glob("*.json"))
+    paths = sorted(Path(folder).glob("*.json"))
     if not paths:
-        raise GraftbenchError(f"{Path(folder) / RECORDS} holds no records; export them with graftbench leaderboard")
-    records = [from_json(path.read_text(encoding="utf-8"), source=str(path)) for path in paths]
+        raise GraftbenchError(f"{folder} holds no records; export them with graftbench leaderboard")
+    records = [read_record(path) for path in paths]
     for path, record in zip(paths, records, strict=True):
         if path.stem != record.key:
             raise GraftbenchError(f"{path}: holds the record {record.key}; rename the file or delete it")

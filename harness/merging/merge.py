@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from harness import __version__
@@ -71,7 +72,7 @@ def merge_to_folder(
             _write_companions(plan, folder)
             report = MergeReport(out, digest, thresholds, seconds)
             _write_recipe(plan, report, folder, dict(provenance or {}))
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise GraftbenchError(
             f"{out} could not be written ({error}); free some space or choose another folder"
         ) from error

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 
@@ -13,8 +13,22 @@ from harness.curvature import CurvatureSource
 from harness.errors import GraftbenchError, unknown_name
 from harness.merging.source import method_source_digest
 from methods import Method
+from methods.interface import CurvatureKind
 
 OUTPUT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+SHAPELESS_SETTINGS = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_parameters",
+    "rope_scaling",
+    "tie_word_embeddings",
+)
+"""Settings of an architecture that change what weights mean without changing their shapes."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +145,9 @@ def _experts_used(method: Method, names: Sequence[str]) -> tuple[str, ...]:
         used = method.experts_used(names)
     except ValueError as error:
         raise GraftbenchError(f"method: {error}") from error
+    weights = [method.weights.get(expert, 1.0) for expert in used]
+    if not any(weights):
+        raise GraftbenchError("method.weights gives every expert 0, so that there is nothing to merge")
     for field in fields(method):
         value = getattr(method, field.name)
         if not isinstance(value, dict):
@@ -153,6 +170,16 @@ def _check_same_layout(base: Checkpoint, expert: str, checkpoint: Checkpoint) ->
         raise GraftbenchError(
             f"{where} is a {checkpoint.architecture}, the base ({base.source}) a {base.architecture}; "
             "experts must be fine-tuned from the base"
+        )
+    for key in SHAPELESS_SETTINGS:
+        ours, theirs = base.config.get(key), checkpoint.config.get(key)
+        if ours is not None and theirs is not None and ours != theirs:
+            raise GraftbenchError(
+                f"{where} has {key}={theirs} in config.json, the base {ours}: their weights mean different things"
+            )
+    if not checkpoint.same_vocabulary(base):
+        raise GraftbenchError(
+            f"{where} gives other numbers to tokens than the base (tokenizer.json): rows of its embedding do not match"
         )
     missing = [name for name in base.tensors if name not in checkpoint.tensors]
     if missing:
@@ -179,6 +206,8 @@ def _curvature(
     kind = method.curvature_kind()
     if kind is None:
         return None
+    if kind not in get_args(CurvatureKind):
+        raise unknown_name("curvature that the method asks for", kind, get_args(CurvatureKind))
     found: dict[str, Path] = {}
     option = "fisher" if kind == "fisher" else "second_moments"
     for name in names:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from harness.checkpoints import TensorInfo, role_and_layer
+from harness.errors import GraftbenchError
 from harness.merging.plan import MergePlan
 from methods import Cutoff, Parameter
 
@@ -18,10 +19,14 @@ def merged_parameters(plan: MergePlan, cutoffs: Mapping[str, Cutoff] | None = No
         cutoffs: each expert's cutoff, if the method selects over the whole model.
     """
     for parameter in parameters(plan, cutoffs):
-        with torch.inference_mode():
-            merged = plan.method.merge(parameter)
+        try:
+            with torch.inference_mode():
+                merged = plan.method.merge(parameter)
+        except Exception as error:
+            error.add_note(f"while method '{plan.name}' merged '{parameter.name}'")
+            raise
         _check_output(plan, parameter, merged)
-        yield parameter.name, merged
+        yield parameter.name, merged.to(torch.float32)
 
 
 def parameters(plan: MergePlan, cutoffs: Mapping[str, Cutoff] | None = None) -> Iterator[Parameter]:
@@ -42,7 +47,7 @@ def _read(plan: MergePlan, info: TensorInfo, names: tuple[str, ...], cutoffs: tu
         name=info.name,
         role=role,
         layer=layer,
-        base=plan.base.read(info.name).to(plan.device, torch.float32),
+        base=plan.base.read(info.name).to(plan.device, torch.float32, copy=True),
         experts=experts,
         expert_names=names,
         curvatures=curvatures,
@@ -52,10 +57,15 @@ def _read(plan: MergePlan, info: TensorInfo, names: tuple[str, ...], cutoffs: tu
 
 def _check_output(plan: MergePlan, parameter: Parameter, merged: Tensor) -> None:
     """A method's own mistake is told apart from bad input: the method is named."""
+    if not isinstance(merged, Tensor) or not merged.is_floating_point():
+        kind = merged.dtype if isinstance(merged, Tensor) else type(merged).__name__
+        raise GraftbenchError(f"method '{plan.name}' gave {kind} for '{parameter.name}', not a floating-point tensor")
     if merged.shape != parameter.base.shape:
-        raise ValueError(
+        raise GraftbenchError(
             f"method '{plan.name}' gave shape {list(merged.shape)} for '{parameter.name}', "
             f"whose shape is {list(parameter.base.shape)}"
         )
     if not torch.isfinite(merged).all():
-        raise ValueError(f"method '{plan.name}' gave NaN or Inf for '{parameter.name}', though its inputs are finite")
+        raise GraftbenchError(
+            f"method '{plan.name}' gave NaN or Inf for '{parameter.name}', though its inputs are finite"
+        )

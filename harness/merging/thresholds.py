@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from harness.errors import GraftbenchError
 from harness.merging.plan import MergePlan
 from harness.merging.stream import parameters
 from methods import Cutoff
@@ -67,9 +68,15 @@ def _patterns(plan: MergePlan, wanted: Mapping[str, int]) -> Iterator[tuple[str,
     """Parameter, expert, and the bit patterns of the scores, int32, flat."""
     for parameter in parameters(plan):
         with torch.inference_mode():
-            scores = plan.method.score(parameter)
+            # Adding zero makes −0 the 0 that it equals.
+            scores = plan.method.score(parameter).to(torch.float32) + 0.0
+        if scores.shape != parameter.experts.shape:
+            raise GraftbenchError(
+                f"method '{plan.name}' scored '{parameter.name}' in shape {list(scores.shape)}, "
+                f"not {list(parameter.experts.shape)}, one score for every entry of every expert"
+            )
         if not (scores >= 0).all():
-            raise ValueError(f"method '{plan.name}' scored '{parameter.name}' with negative numbers or NaN")
+            raise GraftbenchError(f"method '{plan.name}' scored '{parameter.name}' with negative numbers or NaN")
         for index, expert in enumerate(parameter.expert_names):
             if expert in wanted:
                 yield parameter.name, expert, scores[index].flatten().view(torch.int32)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, get_args
 
@@ -103,6 +104,19 @@ def to_json(record: Record) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+def read_record(path: Path) -> Record:
+    """The record in a file.
+
+    Raises:
+        GraftbenchError: the file is not a valid record; it is named.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GraftbenchError(f"{path}: cannot be read as a record ({error})") from error
+    return from_json(text, source=str(path))
+
+
 def from_json(text: str, source: str = "record") -> Record:
     """Read a record back.
 
@@ -113,7 +127,7 @@ def from_json(text: str, source: str = "record") -> Record:
     try:
         fields = json.loads(text)
         version = fields.pop("format_version")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise GraftbenchError(f"{source}: not a Graftbench record ({error})") from error
     if version != FORMAT_VERSION:
         raise GraftbenchError(f"{source}: record format {version}, but this version reads {FORMAT_VERSION}")

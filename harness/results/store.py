@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from harness.errors import GraftbenchError
 from harness.files import file_written_atomically, write_text_atomically
-from harness.results.record import Record, from_json, to_json
+from harness.results.record import Record, read_record, to_json
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Store:
         path = self._record_path(key)
         if not path.exists():
             return None
-        record = from_json(path.read_text(encoding="utf-8"), source=str(path))
+        record = read_record(path)
         if record.key != key:
             raise GraftbenchError(f"{path}: holds the record {record.key}; rename the file or delete it")
         return record
@@ -47,7 +47,7 @@ class Store:
         found = []
         for path in sorted(self.root.glob("*.json")):
             try:
-                found.append(from_json(path.read_text(encoding="utf-8"), source=str(path)))
+                found.append(read_record(path))
             except GraftbenchError as error:
                 log.warning("left out: %s", error)
         return found

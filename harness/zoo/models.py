@@ -66,13 +66,17 @@ KEYS = (
     "data_root",
 )
 
+NAMED_KEYS = ("base", "experts", "references", "capabilities", "second_moments", "fisher", "data_root")
+"""Keys that name models or their files; a set that is built has its own."""
 
-def resolve_zoo(config: Mapping[str, Any], home: Path) -> Zoo:
+
+def resolve_zoo(config: Mapping[str, Any], home: Path, build: bool = True) -> Zoo:
     """The set that a configuration names, built first where it names a builder.
 
     Args:
         config: the group ``zoo``, as plain containers.
         home: where built sets are kept.
+        build: whether a set that is not there may be built now, which takes minutes.
 
     Raises:
         GraftbenchError: a key or builder is unknown, a path does not exist, or a name is neither a path
@@ -80,7 +84,7 @@ def resolve_zoo(config: Mapping[str, Any], home: Path) -> Zoo:
     """
     check_keys(config)
     builder = config.get("builder")
-    return _named(config) if builder is None else BUILDERS[builder](config, Path(home))
+    return _named(config) if builder is None else BUILDERS[builder](config, Path(home), build)
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
@@ -93,17 +97,28 @@ def check_keys(config: Mapping[str, Any]) -> None:
         if key not in KEYS:
             raise unknown_name("option", f"zoo.{key}", [f"zoo.{known}" for known in KEYS])
     builder = config.get("builder")
-    if builder is not None and builder not in BUILDERS:
+    if builder is None:
+        return
+    if builder not in BUILDERS:
         raise unknown_name("builder of zoo", str(builder), BUILDERS)
+    for key in NAMED_KEYS:
+        if config.get(key):
+            raise GraftbenchError(
+                f"zoo.{key} cannot be given for zoo={config.get('name')}, which builds its own models; "
+                "name all of them with zoo=custom zoo.base=PATH zoo.experts.NAME=PATH"
+            )
 
 
-def _tiny(config: Mapping[str, Any], home: Path) -> Zoo:
+def _tiny(config: Mapping[str, Any], home: Path, may_build: bool) -> Zoo:
     """The embedded set. Its builder is imported only here, since it needs torch and transformers."""
-    from harness.zoo.tiny.build import MULTITASK, build
+    from harness.zoo.tiny.build import MULTITASK, build, is_built
     from harness.zoo.tiny.items import CAPABILITIES
     from harness.zoo.tiny.settings import settings_from_mapping
 
-    folders = build(settings_from_mapping(config.get("build") or {}), home)
+    settings = settings_from_mapping(config.get("build") or {})
+    if not may_build and not is_built(settings, home):
+        raise GraftbenchError(f"zoo={config['name']} is not built in {home}; run graftbench zoo build first")
+    folders = build(settings, home)
     return Zoo(
         name=str(config["name"]),
         base=folders.base,
@@ -117,7 +132,7 @@ def _tiny(config: Mapping[str, Any], home: Path) -> Zoo:
     )
 
 
-def _gguf(config: Mapping[str, Any], home: Path) -> Zoo:
+def _gguf(config: Mapping[str, Any], home: Path, may_build: bool) -> Zoo:
     """A single model out of a GGUF file, as a set without experts."""
     from harness.zoo.gguf import GGUFSource, build
 
@@ -203,5 +218,5 @@ def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-BUILDERS: dict[str, Callable[[Mapping[str, Any], Path], Zoo]] = {"tiny": _tiny, "gguf": _gguf}
+BUILDERS: dict[str, Callable[[Mapping[str, Any], Path, bool], Zoo]] = {"tiny": _tiny, "gguf": _gguf}
 """What makes a set that does not exist yet, by the name that ``zoo.builder`` gives."""

@@ -69,6 +69,21 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["merge", "method=ties"], "option out needs a value: out=…"),
         (["merge", "method=none", "out=x"], "method=none merges nothing"),
         (["merge", "out=x", "shard_gb=0"], "shard_gb=0.0 must be positive"),
+        (["run", "sweep=methods"], "add -m to run them"),
+        (["run", "method=ties", "method.scale=nan"], "method.scale=nan: input should be a finite number"),
+        (["merge", "out=x", "shard_gb=inf"], "shard_gb=inf: input should be a finite number"),
+        (["run", "method=ties", "method.role=base"], "'method.role' is no option"),
+        (["run", "method=[ties]"], "no method is chosen; write method=NAME"),
+        (["run", "home="], "home= is empty"),
+        (["run", "zoo.experts.mine=x"], "zoo.experts cannot be given for zoo=tiny"),
+        (["merge", "zoo=tiny", "zoo.second_moments.math=x", "out=y"], "zoo.second_moments cannot be given"),
+        (["run", "suite.data_root=/nonexistent"], "suite.data_root=/nonexistent is no folder"),
+        (["run", "suite.tasks.tiny_math=3"], "it takes settings"),
+        (["run", "method=tis", "--help"], "unknown method 'tis'; did you mean 'ties'?"),
+        (["tune", "++grid.ties.densty=[0.1]", "zoo=custom"], "did you mean 'method.density'"),
+        (["leaderboard"], "zoo=tiny is not built in"),
+        (["zoo", "show"], "zoo=tiny is not built in"),
+        (["leaderboard", "records=nothing"], "nothing holds no records"),
         (["zoo", "bild"], "unknown action of zoo 'bild'; did you mean 'build'?"),
         (["leaderboard", "suit=tiny"], "unknown option 'suit'; did you mean 'suite'?"),
         (["tune", "+grd=1"], "unknown option 'grd'; did you mean 'grid'"),
@@ -79,7 +94,7 @@ def test_what_does_not_exist_is_refused_before_any_work(
 ) -> None:
     assert message in refused(capsys, *arguments)
     assert not list(elsewhere.iterdir())
-    assert not (tmp_path / "home").exists()
+    assert not [path for path in (tmp_path / "home").glob("*") if path.name != "logs"]
 
 
 def test_a_method_file_is_checked_like_ours(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -95,9 +110,12 @@ def test_a_method_file_is_checked_like_ours(capsys: pytest.CaptureFixture[str], 
     assert "needs a default" in refused(capsys, "run", f"method.path={file}")
     file.write_text(MINE.replace("share", "role"))
     assert "cannot be called role" in refused(capsys, "run", f"method.path={file}")
-    ours = tmp_path / "ties.py"
-    ours.write_text(MINE)
-    assert "there is a method 'ties' already" in refused(capsys, "run", f"method.path={ours}")
+    for taken in ("ties", "none"):
+        ours = tmp_path / f"{taken}.py"
+        ours.write_text(MINE)
+        assert f"there is a method '{taken}' already" in refused(capsys, "run", f"method.path={ours}")
+    file.write_text(MINE)
+    assert "leaves it out" in refused(capsys, "run", f"method.path={file}", "method=ties")
 
 
 def test_help_lists_verbs_groups_and_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,26 @@ def test_bad_values_are_refused(tmp_path: Path, bad: float) -> None:
         moments.read("p")
 
 
+def test_curvature_of_another_kind_is_refused(tmp_path: Path) -> None:
+    adam = write_moments(tmp_path / "adam", {"p": [1.0]})
+    write_second_moments(tmp_path / "fisher", {"p": torch.ones(1)}, SecondMomentsMetadata(kind="fisher"))
+    CurvatureSource("fisher", {"x": tmp_path / "fisher"}, {"p": (1,)})
+    with pytest.raises(GraftbenchError, match="holds curvature of kind 'fisher', but the method asks for 'adam'"):
+        CurvatureSource("adam", {"x": tmp_path / "fisher"}, {"p": (1,)})
+    with pytest.raises(GraftbenchError, match="kind 'adam', but the method asks for 'fisher'"):
+        CurvatureSource("fisher", {"x": adam}, {"p": (1,)})
+
+
+@pytest.mark.parametrize(
+    "fields", [{"kind": "banana"}, {"kind": "adam", "beta2": "1.5"}, {"kind": "adam", "beta2": "nan"}]
+)
+def test_metadata_that_means_nothing_is_refused(tmp_path: Path, fields: dict[str, str]) -> None:
+    metadata = {"format": "graftbench.second_moments", "version": "1", **fields}
+    save_file({"p": torch.ones(1)}, tmp_path / "v", metadata=metadata)
+    with pytest.raises(GraftbenchError, match="its metadata cannot be read"):
+        SecondMoments(tmp_path / "v")
+
+
 def test_files_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     file = write_moments(tmp_path / "v", {"p": [1.0, 2.0]})
     with pytest.raises(GraftbenchError, match="expert 'x' lack 'q'"):

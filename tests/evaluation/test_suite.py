@@ -19,6 +19,7 @@ def test_a_task_may_be_named_without_settings() -> None:
 
 def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
     suite = suite_from_config({"tasks": {"gsm8k": {}}, "data_root": "data", "include_path": ["mine"]})
     assert suite.data_root == tmp_path / "data"
     assert suite.include_path == [str(tmp_path / "mine")]

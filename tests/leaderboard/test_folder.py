@@ -14,7 +14,7 @@ def test_a_board_is_recomputed_from_its_folder_byte_for_byte(board_records: list
     written = write_board(build_board(board_records), tmp_path / "tiny")
     export_records(board_records, tmp_path / "tiny")
     assert [path.name for path in written] == ["README.md", "leaderboard.csv", "leaderboard.json"]
-    loaded = load_records(tmp_path / "tiny")
+    loaded = load_records(tmp_path / "tiny" / "records")
     assert loaded == sorted(board_records, key=lambda record: record.key)
     again = write_board(build_board(loaded), tmp_path / "again")
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in written]
@@ -23,7 +23,7 @@ def test_a_board_is_recomputed_from_its_folder_byte_for_byte(board_records: list
 def test_export_replaces_the_former_records(board_records: list[Record], tmp_path: Path) -> None:
     export_records(board_records, tmp_path)
     export_records(board_records[:2], tmp_path)
-    assert load_records(tmp_path) == sorted(board_records[:2], key=lambda record: record.key)
+    assert load_records(tmp_path / "records") == sorted(board_records[:2], key=lambda record: record.key)
     assert [path.name for path in tmp_path.iterdir()] == ["records"]
 
 
@@ -31,17 +31,25 @@ def test_a_key_that_leads_out_of_the_folder_is_refused(board_records: list[Recor
     export_records(board_records, tmp_path / "tiny")
     with pytest.raises(GraftbenchError, match="cannot name a file"):
         export_records([replace(board_records[0], key="../outside")], tmp_path / "tiny")
-    assert len(load_records(tmp_path / "tiny")) == len(board_records)
+    assert len(load_records(tmp_path / "tiny" / "records")) == len(board_records)
 
 
 def test_an_unreadable_or_renamed_record_is_named(board_records: list[Record], tmp_path: Path) -> None:
     with pytest.raises(GraftbenchError, match="holds no records"):
-        load_records(tmp_path)
+        load_records(tmp_path / "records")
     export_records(board_records, tmp_path)
     path = tmp_path / "records" / f"{board_records[0].key}.json"
     path.rename(path.with_name("other.json"))
     with pytest.raises(GraftbenchError, match=r"other\.json: holds the record key-base-base"):
-        load_records(tmp_path)
+        load_records(tmp_path / "records")
     path.with_name("other.json").write_text('{"format_version": 1')
     with pytest.raises(GraftbenchError, match=r"other\.json"):
-        load_records(tmp_path)
+        load_records(tmp_path / "records")
+
+
+def test_a_folder_with_other_things_is_not_emptied(tmp_path: Path, board_records: list[Record]) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "precious.txt").write_text("mine")
+    with pytest.raises(GraftbenchError, match=r"'precious\.txt', which is no record"):
+        export_records(board_records, tmp_path)
+    assert (tmp_path / "records" / "precious.txt").read_text() == "mine"

@@ -149,8 +149,8 @@ class Infinite(Method):
     ("method", "error", "message"),
     [
         (Broken(), RuntimeError, "no more"),
-        (Crooked(), ValueError, "gave shape"),
-        (Infinite(), ValueError, "NaN or Inf"),
+        (Crooked(), GraftbenchError, "gave shape"),
+        (Infinite(), GraftbenchError, "NaN or Inf"),
     ],
 )
 def test_a_failure_leaves_nothing_under_the_final_name(

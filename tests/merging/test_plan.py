@@ -108,6 +108,30 @@ def test_hyper_parameters_name_experts_that_exist(tmp_path: Path, base: Path) ->
         plan(base, {})
 
 
+def test_an_expert_whose_weights_mean_something_else_is_refused(tmp_path: Path, base: Path) -> None:
+    expert = write_checkpoint(tmp_path / "x", BASE)
+    for folder, heads in ((base, 4), (expert, 2)):
+        (folder / "config.json").write_text(f'{{"architectures": ["TestModel"], "num_attention_heads": {heads}}}')
+    with pytest.raises(GraftbenchError, match=r"num_attention_heads=2 in config\.json, the base 4"):
+        plan(base, {"x": expert})
+
+
+def test_an_expert_with_permuted_tokens_is_refused(tmp_path: Path, base: Path) -> None:
+    expert = write_checkpoint(tmp_path / "x", BASE)
+    (base / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 1}}}')
+    (expert / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 1}}, "padding": null}')
+    plan(base, {"x": expert})
+    (expert / "tokenizer.json").write_text('{"model": {"vocab": {"a": 1, "b": 0}}}')
+    with pytest.raises(GraftbenchError, match="gives other numbers to tokens"):
+        plan(base, {"x": expert})
+
+
+def test_weights_of_zero_for_everyone_are_refused(tmp_path: Path, base: Path) -> None:
+    expert = write_checkpoint(tmp_path / "x", BASE)
+    with pytest.raises(GraftbenchError, match="gives every expert 0"):
+        plan(base, {"x": expert}, Linear(weights={"x": 0.0}))
+
+
 def test_a_recipe_changes_with_everything_that_changes_the_merge(tmp_path: Path, base: Path) -> None:
     x, y = write_checkpoint(tmp_path / "x", BASE), write_checkpoint(tmp_path / "y", BASE | {"q": [[2.0]]})
     recipes = []

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.merging import plan_merge
+from harness.errors import GraftbenchError
+from harness.merging import merged_parameters, plan_merge
 from harness.merging.thresholds import find_cutoffs
 from methods.ffg import Ffg
 from methods.interface import Cutoff, Parameter
@@ -71,6 +72,39 @@ def test_cutoffs_keep_the_largest_of_the_whole_model(tmp_path: Path, density: fl
     wanted = sorted(entries)[: entries_to_keep(density, 1900)]
     kept = {(name, index) for name, mask in masks.items() for index in mask.flatten().nonzero().flatten().tolist()}
     assert kept == {(name, index) for _, name, index in wanted}
+
+
+class Scored(Ties):
+    """TIES with another score."""
+
+    def score(self, parameter: Parameter) -> torch.Tensor:
+        return SCORES[self.seed](super().score(parameter))
+
+    seed = 0
+
+
+SCORES = [lambda s: s.bfloat16(), lambda s: s.double(), lambda s: torch.where(s > 0, s, -0.0)]
+
+
+@pytest.mark.parametrize("which", range(len(SCORES)))
+def test_scores_of_other_types_are_counted_right(tmp_path: Path, which: int) -> None:
+    folder = write_checkpoint(tmp_path / "base", {"p": [0.0] * 10})
+    expert = write_checkpoint(tmp_path / "x", {"p": [0.0, 1.0, -2.0, 3.0, 4.0, -5.0, 6.0, 7.0, 8.0, 9.0]})
+    method = Scored(density=0.3)
+    object.__setattr__(method, "seed", which)
+    with plan_merge("ties", method, folder, {"x": expert}, {}) as plan:
+        merged = dict(merged_parameters(plan, find_cutoffs(plan)))
+    assert merged["p"].tolist() == [0.0] * 7 + [7.0, 8.0, 9.0]
+
+
+def test_a_score_of_the_wrong_shape_is_refused(tmp_path: Path) -> None:
+    class Shapeless(Ties):
+        def score(self, parameter: Parameter) -> torch.Tensor:
+            return parameter.base.abs()
+
+    folder = write_checkpoint(tmp_path / "base", {"p": [0.0, 1.0]})
+    with plan_merge("m", Shapeless(), folder, {"x": folder}, {}) as plan, pytest.raises(GraftbenchError, match="shape"):
+        find_cutoffs(plan)
 
 
 def test_tiny_and_denormal_scores_are_told_apart(tmp_path: Path) -> None:

@@ -55,13 +55,18 @@ def test_curvature_beside_an_expert_is_found_and_a_named_file_wins(checkpoints: 
         ),
         ({"bilder": "tiny"}, "unknown option 'zoo.bilder'; did you mean 'zoo.builder'"),
         ({"builder": "tini"}, "did you mean 'tiny'"),
-        ({"builder": "tiny", "name": "tiny", "build": {"sed": 1}}, "did you mean 'seed'"),
+        ({"builder": "tiny", "name": "tiny"}, "zoo.base cannot be given for zoo=tiny, which builds its own models"),
     ],
 )
 def test_mistakes_are_named(checkpoints: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
     given = {"base": str(checkpoints / "base"), "experts": {"math": str(checkpoints / "math")}, **change}
     with pytest.raises(GraftbenchError, match=message):
         resolve_zoo(given, tmp_path)
+
+
+def test_settings_of_a_build_are_named(tmp_path: Path) -> None:
+    with pytest.raises(GraftbenchError, match="did you mean 'seed'"):
+        resolve_zoo({"builder": "tiny", "name": "tiny", "build": {"sed": 1}}, tmp_path)
 
 
 def test_a_file_is_no_checkpoint(checkpoints: Path, tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ def build_digest(settings: Settings) -> str:
     return text_digest(canonical_json({"settings": settings.as_dict(), "sources": sources}))
 
 
+def is_built(settings: Settings, home: Path) -> bool:
+    """Whether every stage is there already."""
+    return all(folder.is_dir() for _, folder, _ in _stages(Builder(settings, folders_for(settings, home))))
+
+
 def build(settings: Settings, home: Path) -> Folders:
     """Builds what is missing of the set, in about six minutes on two cores; progress goes to the log."""
     folders = folders_for(settings, home)
