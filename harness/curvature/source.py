@@ -62,6 +62,11 @@ class CurvatureSource:
         ]
         return torch.stack(parts)
 
+    def base_digests(self) -> dict[str, str]:
+        """For each expert whose file says so, the digest of the base that it was trained from."""
+        known = {name: moments.metadata.base_digest for name, moments in self._experts.items()}
+        return {name: digest for name, digest in known.items() if digest}
+
     def describe(self) -> dict[str, Any]:
         """What the curvatures are, for a recipe: digests and the correction."""
         return {

@@ -1,5 +1,6 @@
 """The plan of a merge: everything that can be checked is checked here, before the first weight is read."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
@@ -14,6 +15,8 @@ from harness.errors import GraftbenchError, unknown_name
 from harness.merging.source import method_source_digest
 from methods import Method
 from methods.interface import CurvatureKind
+
+log = logging.getLogger(__name__)
 
 OUTPUT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -218,4 +221,13 @@ def _curvature(
                 f"name the file with zoo.{option}.{name}=PATH, or choose a method that needs none (linear, ties, …)"
             )
         found[name] = file
-    return CurvatureSource(kind, found, {name: info.shape for name, info in base.tensors.items()})
+    source = CurvatureSource(kind, found, {name: info.shape for name, info in base.tensors.items()})
+    for name, digest in source.base_digests().items():
+        if digest != base.weights_digest:
+            log.warning(
+                "%s says that expert '%s' was trained from another base than %s, or from other files of it",
+                found[name],
+                name,
+                base.source,
+            )
+    return source

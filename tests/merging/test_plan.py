@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from harness.checkpoints import Checkpoint
+from harness.curvature import SecondMomentsMetadata, write_second_moments
 from harness.errors import GraftbenchError
 from harness.merging import plan_merge
 from harness.merging.plan import resolve_device
@@ -66,6 +69,21 @@ def test_a_method_that_needs_second_moments_says_so(tmp_path: Path, base: Path, 
 def test_a_control_without_curvature_needs_no_files(tmp_path: Path, base: Path) -> None:
     expert = write_checkpoint(tmp_path / "x", BASE)
     plan(base, {"x": expert}, OtaFfg(score_by="magnitude", weight_by="uniform"), files={"x": None})
+
+
+def test_second_moments_from_another_base_are_warned_of(
+    tmp_path: Path, base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expert = write_checkpoint(tmp_path / "x", BASE)
+    values = {"p": torch.ones(2), "q": torch.ones(1, 1)}
+    digests = {"own": Checkpoint(base).weights_digest, "other": Checkpoint(expert).weights_digest[::-1]}
+    for name, digest in digests.items():
+        metadata = SecondMomentsMetadata(beta2=0.5, step=9, base_digest=digest)
+        write_second_moments(tmp_path / name, values, metadata)
+    plan(base, {"x": expert}, Ota(), files={"x": tmp_path / "own"})
+    assert not caplog.text
+    plan(base, {"x": expert}, Ota(), files={"x": tmp_path / "other"})
+    assert "expert 'x' was trained from another base" in caplog.text
 
 
 def test_second_moments_of_another_model_are_refused(tmp_path: Path, base: Path) -> None:
