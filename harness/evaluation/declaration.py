@@ -165,7 +165,7 @@ def _loader(folder: Path) -> type[yaml.SafeLoader]:
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         pass
 
-    def function(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> FunctionReference:
+    def function(loader: Any, node: Any) -> FunctionReference:
         module, _, name = str(loader.construct_scalar(node)).rpartition(".")
         beside = folder / f"{module.replace('.', '/')}.py"
         return FunctionReference(beside.resolve() if beside.is_file() else _installed_module(module), name)
