@@ -30,7 +30,7 @@ _OPEN_MAPPINGS = (
     "method.weights.",
     "suite.tasks.",
 )
-_HIDDEN = [("method.", key) for key in RESERVED if key != "path"]
+_NO_OPTIONS = [f"method.{key}" for key in RESERVED if key != "path"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
             flags.append(argument)
             if name in _FLAGS_WITH_VALUE and "=" not in argument:
                 flags += [value for value in [next(pending, None)] if value is not None]
-        elif argument.lstrip("+~").partition("=")[0] in [f"method.{key}" for key in RESERVED if key != "path"]:
+        elif argument.lstrip("+~").partition("=")[0] in _NO_OPTIONS:
             raise GraftbenchError(
                 f"'{argument.partition('=')[0]}' is no option: method=NAME chooses the method, label=… names the row"
             )
@@ -197,11 +197,8 @@ def _diagnose(verb: str, overrides: Sequence[str]) -> None:
         seen = ""
         for part in key.split("."):
             if not isinstance(node, DictConfig) or part not in node:
-                valid = (
-                    [seen + str(name) for name in node if (seen, name) not in _HIDDEN]
-                    if isinstance(node, DictConfig)
-                    else []
-                )
+                names = [seen + str(name) for name in node] if isinstance(node, DictConfig) else []
+                valid = [name for name in names if name not in _NO_OPTIONS]
                 group = seen.rstrip(".")
                 chosen = invocation.choices.get(group)
                 owner = f" of {group}={chosen}" if chosen else ""
