@@ -63,7 +63,9 @@ def run(settings: RunSettings) -> Record:
             if settings.keep:
                 with materialised(subject, settings) as model:
                     log.info("%s: kept %s", label, model.folder)
-            return _kept_up(known, about, store)
+            known = _kept_up(known, about, store)
+            track(known, settings.tracking, settings.sweep)
+            return known
         preflight(suite)
         with materialised(subject, settings) as model:
             log.info("%s: evaluating on %s (%s)", label, suite.name, suite.split)

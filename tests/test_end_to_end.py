@@ -159,6 +159,9 @@ def test_a_run_is_logged_to_wandb(home: Path, monkeypatch: pytest.MonkeyPatch) -
             },
         )
     assert set(logged) == {"linear weights.math=5", "ties weights.math=5"}
+    files = len(list((home / "wandb").rglob("*.wandb")))
+    graftbench(home, "run", "method=linear", "method.weights.math=5", *tracking, *EVALUATED)
+    assert len(list((home / "wandb").rglob("*.wandb"))) == files + 1, "a stored result is logged when it is asked for"
     groups = {run_of.run_group for run_of, _ in logged.values()}
     assert len(groups) == 1 and groups.pop(), "the runs of a sweep form one group"
     for run_of, keys in logged.values():
