@@ -28,7 +28,7 @@ leaderboard: install ## build the embedded models, merge by every method, evalua
 zoo-check: install ## print the criteria of the embedded models, and whether each holds
 	$(GRAFTBENCH) zoo check zoo=tiny suite=tiny
 
-tune: install ## choose the methods' hyper-parameters on validation items again (an hour on two cores)
+tune: install ## choose the methods' hyper-parameters on validation items again (20 minutes on two cores)
 	$(GRAFTBENCH) tune zoo=tiny suite=tiny
 
 test: lint types pytest ## lint, types and tests

@@ -107,7 +107,7 @@ def tune(settings: TuneSettings) -> None:
             for one in _experts_in_turn(configuration, experts):
                 config, invocation = composed("run", [f"method={configuration}", *given, *one])
                 method = method_settings(config["method"], invocation)
-                scores.append(run_one(_run_settings(settings, method, suite=suite)).objective())
+                scores.append(run_one(_run_settings(settings, method, suite=suite, device=settings.device)).objective())
             return fmean(scores)
 
         config, _ = composed("run", [f"method={configuration}"])

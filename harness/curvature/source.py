@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,6 +63,11 @@ class CurvatureSource:
         ]
         return torch.stack(parts)
 
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        """Digest of each expert's file, read once: the files are as large as the models."""
+        return {name: file_digest(moments.path) for name, moments in self._experts.items()}
+
     def base_digests(self) -> dict[str, str]:
         """For each expert whose file says so, the digest of the base that it was trained from."""
         known = {name: moments.metadata.base_digest for name, moments in self._experts.items()}
@@ -71,7 +77,7 @@ class CurvatureSource:
         """What the curvatures are, for a recipe: digests and the correction."""
         return {
             "bias_corrected": self.bias_corrected,
-            "files": {name: file_digest(moments.path) for name, moments in self._experts.items()},
+            "files": self._digests,
         }
 
 

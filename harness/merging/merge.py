@@ -21,6 +21,7 @@ from harness.files import folder_written_atomically
 from harness.merging.plan import MergePlan
 from harness.merging.stream import merged_parameters
 from harness.merging.thresholds import find_cutoffs
+from methods import Cutoff
 
 RECIPE_FILE = "merge.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9
@@ -33,8 +34,8 @@ class MergeReport:
     folder: Path
     weights_digest: str
     """Digest of names, shapes, data types and bytes of the merged tensors, whatever their shards."""
-    kept: dict[str, float]
-    """Each expert's cutoff, where the method selects over the whole model."""
+    thresholds: dict[str, float]
+    """The threshold of each expert's cutoff, where the method selects over the whole model."""
     seconds: dict[str, float]
     """Wall time of the pass that finds cutoffs, and of the one that merges and writes."""
 
@@ -79,7 +80,7 @@ def merge_to_folder(
     return report
 
 
-def _write_weights(plan: MergePlan, cutoffs: Any, folder: Path, shard_bytes: int) -> str:
+def _write_weights(plan: MergePlan, cutoffs: Mapping[str, Cutoff] | None, folder: Path, shard_bytes: int) -> str:
     writer = CheckpointWriter(folder, plan.parameters, plan.dtype, shard_bytes)
     digests = {}
     for name, tensor in merged_parameters(plan, cutoffs):
@@ -121,7 +122,7 @@ def _write_recipe(plan: MergePlan, report: MergeReport, folder: Path, provenance
         "recipe": plan.recipe(),
         "inputs": {"base": plan.base.source, "experts": {name: e.source for name, e in plan.experts.items()}},
         "weights_digest": report.weights_digest,
-        "cutoffs": {name: repr(value) for name, value in report.kept.items()},
+        "cutoffs": {name: repr(value) for name, value in report.thresholds.items()},
         "seconds": report.seconds,
         "device": str(plan.device),
         **provenance,
