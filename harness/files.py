@@ -1,14 +1,18 @@
 """Files that are either whole or absent, and digests of what they hold."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_SETTLED_SECONDS = 2.0
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -64,8 +68,22 @@ def _make_readable(folder: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as file:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    A process reads a file once, as long as its place, size and times stay what they were: a sweep would hash the same
+    models in every job. A file that changed within the last seconds is read each time, since a clock's tick may hide
+    the next change.
+    """
+    path = Path(path).resolve()
+    status = path.stat()
+    settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS
+    read = _digest_of_settled if settled else _digest_of_settled.__wrapped__
+    return read(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_of_settled(path: Path, *_: int) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

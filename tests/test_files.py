@@ -1,13 +1,14 @@
 """Files and folders are whole or absent, and readable by whom the umask says."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.files import canonical_json, folder_written_atomically, text_digest, write_text_atomically
+from harness.files import canonical_json, file_digest, folder_written_atomically, text_digest, write_text_atomically
 
 
 def test_a_folder_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
@@ -52,3 +53,18 @@ def test_canonical_json_is_one_text_for_one_value() -> None:
     assert text_digest(canonical_json({"a": 1, "b": 2})) == text_digest(canonical_json({"b": 2, "a": 1}))
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json({"a": float("nan")})
+
+
+def test_a_digest_follows_every_change(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("one")
+    assert file_digest(file) == text_digest("one")
+    file.write_text("two")
+    assert file_digest(file) == text_digest("two")
+    os.utime(file, (1, 1))
+    assert file_digest(file) == text_digest("two")
+    time.sleep(2.1)
+    assert file_digest(file) == text_digest("two")
+    file.write_text("six")
+    os.utime(file, (1, 1))
+    assert file_digest(file) == text_digest("six"), "same size and time of writing, yet another content"
