@@ -10,9 +10,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.checkpoints.vocabulary import MODES
 from harness.errors import GraftbenchError, unknown_name
 from harness.evaluation.engines import engine_from_config
 from harness.evaluation.suite import Suite, suite_from_config
+from harness.merging.mergekit_recipe import MergekitRecipe, read_mergekit_recipe
 from harness.results.record import Role
 from harness.schema import build
 from harness.tracking import TrackingConfig
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 
 RESERVED = ("name", "path", "role")
 """Keys of a method's configuration that are not hyper-parameters."""
+
+RECIPE_METHOD = "mergekit"
+"""The configuration whose method and models come from the file that `recipe` names."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,26 @@ class MethodSettings:
 
 
 @dataclass(frozen=True)
+class MergeOptions:
+    """How models are merged, whatever the method."""
+
+    device: str = "cpu"
+    dtype: str | None = None
+    vocabulary: str | None = None
+    tokenizer: str = "base"
+    threads: int = 0
+    memory_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.vocabulary is not None and self.vocabulary not in MODES:
+            raise ValueError(str(unknown_name("vocabulary", self.vocabulary, MODES)))
+        if self.threads < 0:
+            raise ValueError(f"threads={self.threads} must not be negative")
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            raise ValueError(f"memory_gb={self.memory_gb} must be positive")
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """What `graftbench run` needs to know."""
 
@@ -69,8 +94,7 @@ class RunSettings:
     backend: dict[str, Any]
     tracking: TrackingConfig
     home: Path
-    device: str = "cpu"
-    dtype: str | None = None
+    merging: MergeOptions = field(default_factory=MergeOptions)
     keep: bool = False
     sweep: str | None = None
     """Name of the sweep that the job belongs to, to group its runs; None for a single run."""
@@ -84,8 +108,7 @@ class MergeSettings:
     zoo: dict[str, Any]
     home: Path
     out: Path
-    device: str = "cpu"
-    dtype: str | None = None
+    merging: MergeOptions = field(default_factory=MergeOptions)
     shard_gb: float = 5.0
     dry_run: bool = False
 
@@ -131,7 +154,7 @@ class TuneSettings:
     home: Path
     out: Path
     split: str = "validation"
-    device: str = "cpu"
+    merging: MergeOptions = field(default_factory=MergeOptions)
     grid: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
 
@@ -206,6 +229,8 @@ def method_settings(
         unmerged = build(Unmerged, values, "method")
         kind: Role = "base" if unmerged.model == "base" else "expert"
         return MethodSettings("none", label or unmerged.model, kind, unmerged, {"how": "default"})
+    if name == RECIPE_METHOD:
+        raise GraftbenchError("method=mergekit reads its method from a file; name it with recipe=FILE.yaml")
     methods = known_methods([Path(path)] if path else [])
     if name not in methods:
         raise unknown_name("method", name, methods)
@@ -222,18 +247,16 @@ def run_settings(config: DictConfig, invocation: Invocation) -> RunSettings:
     """Settings of `graftbench run`."""
     values = _plain(config)
     label = values.pop("label", None)
-    tuned = values.pop("tuned", {})
     for group in ("experiment", "sweep"):
         values.pop(group, None)
-    method = method_settings(values.pop("method", None), invocation, tuned.get("choices"), label)
+    method = _taken_method(values, invocation, label)
     return _settings(RunSettings, values, method=method, sweep=invocation.sweep)
 
 
 def merge_settings(config: DictConfig, invocation: Invocation) -> MergeSettings:
     """Settings of `graftbench merge`."""
     values = _plain(config)
-    tuned = values.pop("tuned", {})
-    method = method_settings(values.pop("method", None), invocation, tuned.get("choices"))
+    method = _taken_method(values, invocation)
     if isinstance(method.method, Unmerged):
         raise GraftbenchError("method=none merges nothing; choose a method")
     return _settings(MergeSettings, values, method=method)
@@ -254,10 +277,48 @@ def tune_settings(config: DictConfig, _: Invocation) -> TuneSettings:
     return _settings(TuneSettings, _plain(config))
 
 
+def _taken_method(values: dict[str, Any], invocation: Invocation, label: str | None = None) -> MethodSettings:
+    """The method, taken out of the values with all that chooses it; a recipe puts its models and data type there."""
+    tuned, node, file = values.pop("tuned", {}), values.pop("method", None), values.pop("recipe", None)
+    if not isinstance(node, Mapping) or node.get("name") != RECIPE_METHOD or file is None:
+        if file is not None:
+            raise GraftbenchError(f"recipe={file} is read by method=mergekit; add it, or leave the recipe out")
+        return method_settings(node, invocation, tuned.get("choices"), label)
+    unknown = [str(key) for key in node if key not in (*RESERVED, "seed")]
+    if unknown:
+        raise GraftbenchError(f"method.{unknown[0]} cannot be given with method=mergekit: the recipe gives everything")
+    if not isinstance(seed := node.get("seed", 0), int):
+        raise GraftbenchError(f"method.seed={seed}: input should be a valid integer")
+    recipe = read_mergekit_recipe(Path(str(file)).expanduser(), seed)
+    _fill_in(values, recipe)
+    suffix = "".join(f" {key}={value}" for key, value in sorted(invocation.given.items()))
+    label = label or f"{RECIPE_METHOD} {Path(str(file)).stem}{suffix}"
+    name = next(name for name, method in available().items() if isinstance(recipe.method, method))
+    return MethodSettings(name, label, "method", recipe.method, {"how": "given"})
+
+
+def _fill_in(values: dict[str, Any], recipe: MergekitRecipe) -> None:
+    """Models, data type and vocabulary from the recipe; a data type or vocabulary given by hand wins."""
+    zoo = values["zoo"]
+    for key in ("builder", "base", "experts"):
+        if zoo.get(key):
+            given = f"zoo={zoo.get('name')}" if key == "builder" else f"zoo.{key}"
+            raise GraftbenchError(f"{given} cannot be given with method=mergekit: the recipe names the models")
+    values["zoo"] = {**zoo, "base": recipe.base, "experts": recipe.experts}
+    values["dtype"] = values.get("dtype") or recipe.dtype
+    values["vocabulary"] = values.get("vocabulary") or recipe.vocabulary
+
+
 def _settings(cls: Any, values: Mapping[str, Any], **built: Any) -> Any:
     """Settings of a verb: each group through its own schema, the rest through the verb's."""
     parts = {key: read(values[key]) for key, read in _GROUPS.items() if key in values}
     scalars = {key: value for key, value in values.items() if key not in parts}
+    if "merging" in (option.name for option in fields(cls)):
+        names = [option.name for option in fields(MergeOptions)]
+        parts["merging"] = build(
+            MergeOptions, {name: scalars.pop(name) for name in names if name in scalars}, "options"
+        )
+        values = {key: value for key, value in values.items() if key not in names}
     if not values.get("home"):
         raise GraftbenchError("home= is empty; name a folder for models and results")
     known = {option.name for option in fields(cls)}

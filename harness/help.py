@@ -25,6 +25,7 @@ _EXAMPLES = {
     "merge": (
         "graftbench merge method=ties zoo.base=PATH zoo.experts.math=PATH zoo.experts.code=PATH out=DIR",
         "graftbench merge method=ota_ffg zoo=tiny out=DIR dtype=bfloat16 dry_run=true",
+        "graftbench merge method=mergekit recipe=FILE.yaml out=DIR",
     ),
     "leaderboard": (
         "graftbench leaderboard zoo=tiny suite=tiny",

@@ -3,17 +3,21 @@
 import contextlib
 import json
 import logging
+import os
 import shutil
-import tempfile
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from harness import __version__
-from harness.checkpoints import Checkpoint
-from harness.config import MethodSettings, RunSettings, Unmerged
+from harness.checkpoints import Checkpoint, require_finite
+from harness.checkpoints.opening import Source, open_checkpoint
+from harness.config import MergeOptions, MethodSettings, RunSettings, Unmerged
 from harness.errors import GraftbenchError, unknown_name
 from harness.evaluation.engines import engine_from_config
 from harness.evaluation.evaluate import evaluate
@@ -21,13 +25,18 @@ from harness.evaluation.fingerprint import fingerprint
 from harness.evaluation.preflight import preflight
 from harness.evaluation.suite import Suite
 from harness.files import canonical_json, text_digest, write_text_atomically
-from harness.merging import MergePlan, merge_to_folder, plan_merge
+from harness.merging import CutoffStore, Execution, MergePlan, merge_to_folder, plan_merge, resolve_devices
 from harness.results import Record, Store
 from harness.tracking import track
 from harness.zoo.models import Zoo, resolve_zoo
 from methods import Method
+from methods.linear import Linear
 
 log = logging.getLogger(__name__)
+
+_RUN_MARK = ".run-"
+_OURS = f"{_RUN_MARK}{socket.gethostname()}-{os.getpid()}"
+"""What marks folders of this run; another run may merge the same at the same time."""
 
 
 @dataclass(frozen=True)
@@ -108,21 +117,45 @@ def opened(settings: RunSettings, zoo: Zoo) -> Iterator[MergePlan | Checkpoint]:
     """The merge's plan, or the checkpoint that is evaluated as it is."""
     method = settings.method.method
     if isinstance(method, Unmerged):
-        with Checkpoint(model_of(zoo, method.model)) as checkpoint:
-            yield checkpoint
+        source = model_of(zoo, method.model)
+        with open_checkpoint(source) as model:
+            if isinstance(model, Checkpoint):
+                yield model
+                return
+        # An adapter on its base, or an average, is nowhere on disk: the average of it alone is the model itself.
+        with plan_of("linear", Linear(), replace(zoo, experts={method.model: source}), settings.merging) as plan:
+            yield plan
         return
-    with plan_of(settings.method.name, method, zoo, settings.device, settings.dtype) as plan:
+    with plan_of(settings.method.name, method, zoo, settings.merging) as plan:
         yield plan
 
 
-def plan_of(name: str, method: Method, zoo: Zoo, device: str, dtype: str | None) -> MergePlan:
+def plan_of(name: str, method: Method, zoo: Zoo, options: MergeOptions) -> MergePlan:
     """The plan of merging a zoo's experts, with the curvature that the method asks for."""
-    files = zoo.curvature_files(method.curvature_kind())
-    return plan_merge(name, method, zoo.base, zoo.experts, files, device, dtype)
+    return plan_merge(
+        name,
+        method,
+        zoo.base,
+        zoo.experts,
+        zoo.curvature_files(method.curvature_kind()),
+        dtype=options.dtype,
+        execution=Execution(
+            devices=resolve_devices(options.device),
+            threads=options.threads,
+            memory_bytes=int(options.memory_gb * 10**9) if options.memory_gb else None,
+        ),
+        vocabulary=options.vocabulary or "strict",
+        tokenizer=options.tokenizer,
+    )
 
 
-def model_of(zoo: Zoo, name: str) -> str | Path:
-    """Folder or hub name of a model of the zoo.
+def cutoff_store(home: Path) -> CutoffStore:
+    """Where the cutoffs of whole-model selections are kept for later merges of the same experts."""
+    return CutoffStore(home / "cutoffs")
+
+
+def model_of(zoo: Zoo, name: str) -> Source:
+    """Where a model of the zoo is.
 
     Raises:
         GraftbenchError: the zoo has no model of that name.
@@ -133,7 +166,7 @@ def model_of(zoo: Zoo, name: str) -> str | Path:
     return models[name]
 
 
-def models_of(zoo: Zoo) -> dict[str, str | Path]:
+def models_of(zoo: Zoo) -> dict[str, Source]:
     """Every model of the zoo by name."""
     return {"base": zoo.base, **zoo.experts, **zoo.references}
 
@@ -167,26 +200,32 @@ def described(method: MethodSettings, zoo: Zoo) -> dict[str, Any]:
 def materialised(subject: MergePlan | Checkpoint, settings: RunSettings) -> Iterator[Model]:
     """The checkpoint to evaluate: merged into a folder, which is removed afterwards unless it shall be kept."""
     if isinstance(subject, Checkpoint):
-        for name in subject.tensors:
-            subject.read(name)  # refuses NaN and Inf, which would only look like a bad model
+        require_finite(subject)  # NaN and Inf would only look like a bad model
         yield Model(subject.folder, subject.weights_digest)
         return
     merges = settings.home / "merges"
-    merges.mkdir(parents=True, exist_ok=True)
-    recipe = canonical_json(subject.recipe())
-    name = f"{settings.method.name}-{text_digest(recipe)[:16]}"
-    workplace = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=merges))
+    _sweep(merges)
+    name = f"{settings.method.name}-{text_digest(canonical_json(subject.recipe()))[:16]}"
+    folder = merges / f".{name}{_OURS}"
     try:
-        report = merge_to_folder(subject, workplace / name)
-        _check_reproduced(merges / f"{name}.json", str(subject.device.type), report.weights_digest)
+        report = merge_to_folder(subject, folder, store=cutoff_store(settings.home))
+        _check_reproduced(merges / f"{name}.json", subject.execution.devices[0].type, report.weights_digest)
         if settings.keep:
             shutil.rmtree(merges / name, ignore_errors=True)
-            report.folder.rename(merges / name)
-        folder = merges / name if settings.keep else report.folder
+            folder = folder.rename(merges / name)
         cutoffs, whole = report.seconds["cutoffs"], sum(report.seconds.values())
         yield Model(folder, report.weights_digest, {"cutoffs": round(cutoffs, 3), "merge": round(whole, 3)})
     finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        if not settings.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(merges: Path) -> None:
+    """Remove what killed runs of this machine have left: models that nobody will evaluate any more."""
+    for folder in merges.glob(f".*{_RUN_MARK}{socket.gethostname()}-*"):
+        number = folder.name.removesuffix(".unfinished").rpartition("-")[2].lstrip(".")
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_reproduced(ledger: Path, device: str, digest: str) -> None:

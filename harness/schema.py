@@ -63,11 +63,25 @@ def _refuse_unknown(cls: Any, values: Mapping[str, Any], where: str) -> None:
             raise unknown_name("option", f"{where}.{name}", [f"{where}.{field.name}" for field in fields(cls)])
         if is_dataclass(hints[name]) and isinstance(value, Mapping):
             _refuse_unknown(hints[name], value, f"{where}.{name}")
-        elif isinstance(value, Mapping):
-            nested = next((part for part in getattr(hints[name], "__args__", ()) if is_dataclass(part)), None)
-            for key, entry in value.items():
-                if nested is not None and isinstance(entry, Mapping):
-                    _refuse_unknown(nested, entry, f"{where}.{name}.{key}")
+        elif (nested := _dataclass_within(hints[name])) is not None:
+            _refuse_unknown_within(nested, value, f"{where}.{name}")
+
+
+def _refuse_unknown_within(cls: Any, value: Any, where: str) -> None:
+    """The same for a mapping or list of such dataclasses."""
+    entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        if isinstance(entry, Mapping):
+            _refuse_unknown(cls, entry, f"{where}.{key}")
+        else:
+            _refuse_unknown_within(cls, entry, f"{where}.{key}")
+
+
+def _dataclass_within(hint: Any) -> Any:
+    """The dataclass that a type such as `dict[str, list[Rule]] | None` is made of; None if there is none."""
+    if is_dataclass(hint):
+        return hint
+    return next((found for part in getattr(hint, "__args__", ()) if (found := _dataclass_within(part))), None)
 
 
 def _refuse_infinite(value: Any, where: str) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import leaderboard as boards
+from harness.checkpoints import plan_shards
 from harness.config import (
     BoardSettings,
     MergeSettings,
@@ -23,10 +24,10 @@ from harness.config import (
 from harness.errors import GraftbenchError
 from harness.evaluation.engines import engine_from_config
 from harness.files import write_text_atomically
-from harness.merging import merge_to_folder
+from harness.merging import check_room, merge_to_folder
 from harness.overrides import composed
 from harness.results import Record, Store
-from harness.run import plan_of, suite_fields, with_data_of
+from harness.run import cutoff_store, plan_of, suite_fields, with_data_of
 from harness.run import run as run_one
 from harness.tracking import TrackingConfig
 from harness.tuning import as_yaml, choose
@@ -53,17 +54,19 @@ def merge(settings: MergeSettings) -> None:
     if settings.out.exists():
         raise GraftbenchError(f"out={settings.out} exists already; choose another folder or remove it")
     console = Console()
-    with plan_of(settings.method.name, method, zoo, settings.device, settings.dtype) as plan:
+    with plan_of(settings.method.name, method, zoo, settings.merging) as plan:
         console.print(
-            f"{plan.name}: {plan.base.architecture} of {plan.base.entries:,} parameters "
+            f"{plan.name}: {plan.base_model.architecture} of {plan.entries:,} parameters "
             f"in {len(plan.parameters)} tensors; experts {', '.join(plan.experts)}",
             highlight=False,
             soft_wrap=True,
         )
+        shard_bytes = int(settings.shard_gb * 10**9)
+        check_room(plan_shards([*plan.parameters, *plan.copied], plan.dtype, shard_bytes), settings.out)
         if settings.dry_run:
             console.print("dry run: all that headers can tell is in order; nothing was written", soft_wrap=True)
             return
-        report = merge_to_folder(plan, settings.out, shard_bytes=int(settings.shard_gb * 10**9))
+        report = merge_to_folder(plan, settings.out, shard_bytes=shard_bytes, store=cutoff_store(settings.home))
     seconds = sum(report.seconds.values())
     console.print(f"wrote {report.folder} in {seconds:.1f} s; weights {report.weights_digest[:12]}", soft_wrap=True)
 
@@ -107,7 +110,9 @@ def tune(settings: TuneSettings) -> None:
             for one in _experts_in_turn(configuration, experts):
                 config, invocation = composed("run", [f"method={configuration}", *given, *one])
                 method = method_settings(config["method"], invocation)
-                scores.append(run_one(_run_settings(settings, method, suite=suite, device=settings.device)).objective())
+                scores.append(
+                    run_one(_run_settings(settings, method, suite=suite, merging=settings.merging)).objective()
+                )
             return fmean(scores)
 
         config, _ = composed("run", [f"method={configuration}"])

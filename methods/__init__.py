@@ -5,7 +5,7 @@ parameter. The pieces that methods are composed of are in `selection`, `combinat
 may see and declare is in `interface`.
 """
 
-from methods.interface import Cutoff, Method, Parameter, WholeModelSelection
+from methods.interface import Cutoff, Method, Parameter, Selection
 from methods.registry import available, load_file
 
-__all__ = ["Cutoff", "Method", "Parameter", "WholeModelSelection", "available", "load_file"]
+__all__ = ["Cutoff", "Method", "Parameter", "Selection", "available", "load_file"]

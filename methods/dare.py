@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from methods.combination import agreeing, masked_mean, sum_over_experts
@@ -29,10 +28,10 @@ class Dare(Method):
 
     def merge(self, parameter: Parameter) -> Tensor:
         weights = self.expert_weights(parameter)
-        survives = uniform(parameter, self.seed) >= self.drop_rate
-        rescaled = torch.where(survives, parameter.task_vectors / (1.0 - self.drop_rate), 0.0)
+        survives = uniform(parameter, self.seed).ge_(self.drop_rate)
+        rescaled = survives * (parameter.task_vectors / (1.0 - self.drop_rate))
         if self.elect:
             merged = masked_mean(rescaled, agreeing(rescaled, weights), weights)
         else:
-            merged = sum_over_experts(weights * rescaled)
+            merged = sum_over_experts(rescaled, weights)
         return parameter.base + self.scale * merged

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from methods.interface import CurvatureKind, Method, Parameter, WholeModelSelection, require, require_share
+from methods.interface import CurvatureKind, Method, Parameter, Selection, require, require_share
 from methods.selection import keep_by_cutoff, saliency
 
 
@@ -43,15 +42,18 @@ class Ffg(Method):
     def curvature_kind(self) -> CurvatureKind:
         return self.curvature
 
-    def selection(self) -> WholeModelSelection:
+    def selection(self) -> Selection:
         if self.threshold is not None:
-            return WholeModelSelection(threshold=self.threshold)
-        return WholeModelSelection(density=self.density)
+            return Selection(threshold=self.threshold)
+        return Selection(density=self.density)
 
     def score(self, parameter: Parameter) -> Tensor:
         return saliency(parameter, parameter.require_curvatures())
 
+    def score_depends_on(self) -> tuple[str, ...]:
+        return ("curvature",)
+
     def merge(self, parameter: Parameter) -> Tensor:
         kept = keep_by_cutoff(self.score(parameter), parameter)
-        grafted = torch.where(kept, self.expert_weights(parameter) * parameter.task_vectors, 0.0)
+        grafted = kept * (self.expert_weights(parameter) * parameter.task_vectors)
         return parameter.base + self.scale * grafted[0]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Literal
 
@@ -13,51 +13,77 @@ Role = Literal["embedding", "q", "k", "v", "o", "gate", "up", "down", "norm", "h
 Granularity = Literal["element", "row", "matrix"]
 CurvatureKind = Literal["adam", "compressed", "fisher"]
 
+Scope = Literal["model", "tensor"]
+Rounding = Literal["up", "down"]
+"""Of density·n: to ⌈density·n⌉; or to ⌊density·n⌋, in binary and at least one unless density is 0, as mergekit does."""
+
 PerExpert = float | dict[str, float]
 """One number for every expert, or one by the expert's name."""
 
 
 @dataclass(frozen=True)
 class Cutoff:
-    """Where one expert's selection over the whole model ends: keep what scores above the threshold.
+    """Where one expert's selection ends within one parameter: keep what scores above the threshold.
 
     A share of a model's entries rarely ends between two different scores, so entries that score exactly the
-    threshold are counted out by parameter name, then flat index; `ties` says how many each parameter gets.
+    threshold are counted out by parameter name, then flat index.
     """
 
     threshold: float
-    ties: Mapping[str, int] | None = None
-    """Entries equal to the threshold that are kept, by parameter, the first ones in flat order; None: all of them."""
+    ties_until: int | None = None
+    """Flat index in the parameter before which entries equal to the threshold are kept; None: all of them."""
 
-    def mask(self, scores: Tensor, name: str) -> Tensor:
-        """The entries of parameter `name` that survive: bool, in the shape of its scores.
+    def mask(self, scores: Tensor, offset: int = 0, out: Tensor | None = None) -> Tensor:
+        """1 where an entry survives and 0 elsewhere, fp32, in the shape of the scores.
 
         A score of zero never survives, whatever the threshold, unless nothing is cut at all (threshold −∞).
+
+        Args:
+            scores: ≥ 0; a flat piece, whole rows, or the whole parameter.
+            offset: flat index of the first of them in the whole parameter.
+            out: where to write the mask; None makes a tensor.
         """
+        mask = torch.empty_like(scores, dtype=torch.float32) if out is None else out
         if self.threshold == -torch.inf:
-            return torch.ones_like(scores, dtype=torch.bool)
-        if self.ties is None:
-            return (scores >= self.threshold) & (scores > 0)
-        above = scores > self.threshold
-        kept = self.ties.get(name, 0)
-        if kept:
-            tied = (scores == self.threshold).flatten()
-            above |= (tied & (tied.cumsum(0) <= kept)).view_as(above)
-        return above
+            return mask.fill_(1.0)
+        if self.ties_until is None and self.threshold > 0:
+            return torch.ge(scores, self.threshold, out=mask)
+        torch.gt(scores, max(self.threshold, 0.0), out=mask)
+        tied = 0 if self.ties_until is None else max(self.ties_until - offset, 0)
+        if tied and self.threshold > 0:
+            mask.view(-1)[:tied] += scores.reshape(-1)[:tied] == self.threshold
+        return mask
 
 
 @dataclass(frozen=True)
-class WholeModelSelection:
-    """A selection that a method makes over all parameters of an expert at once.
+class Selection:
+    """The entries of an expert that a method keeps: those with the highest scores.
 
     The harness finds the cutoffs in a pass of its own, with the method's own `score`, and hands them to `merge`.
-    Exactly one of the two is given; each is one number or one per expert.
+    Exactly one of density and threshold is given; each is one number or one per expert.
     """
 
     density: PerExpert | None = None
     """Share of entries to keep, in 0..1: exactly ⌈density·n⌉ of n, as far as their scores are not zero."""
     threshold: PerExpert | None = None
     """Keep the entries that score at least this much, in the score's own unit."""
+    scope: Scope = "model"
+    """What n counts: all entries of the model, or those of each tensor on its own."""
+    rounding: Rounding = "up"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a parameter sits in the network."""
+
+    name: str
+    """Its name in the checkpoint."""
+    role: Role = "other"
+    """What it does."""
+    layer: int | None = None
+    """Number of the block that it belongs to, from 0; None outside of the blocks."""
+    layers: int = 0
+    """Number of blocks of the whole model."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +93,7 @@ class Parameter:
     name: str
     """Its name in the checkpoint."""
     base: Tensor
-    """The base's tensor, `[*shape]`."""
+    """The base's tensor, `[*shape]`; NaN throughout if the method declares that it does not use it."""
     experts: Tensor
     """The experts' tensors, `[experts, *shape]`."""
     expert_names: tuple[str, ...]
@@ -75,13 +101,20 @@ class Parameter:
     curvatures: Tensor | None = None
     """Each expert's curvature, ≥ 0, `[experts, *shape]`; None unless the method asks for it."""
     cutoffs: tuple[Cutoff, ...] | None = None
-    """The cutoff of each expert's whole-model selection; None unless the method asks for one."""
+    """The cutoff of each expert's selection; None unless the method asks for one."""
     role: Role = "other"
     """What it does in the network."""
     layer: int | None = None
     """Number of the block that it belongs to, from 0; None outside of the blocks."""
+    layers: int = 0
+    """Number of blocks of the whole model."""
     offset: int = 0
     """Flat index of this tensor's first entry in the whole parameter, for a method that works on pieces of it."""
+
+    @property
+    def site(self) -> Site:
+        """Where it sits in the network."""
+        return Site(self.name, self.role, self.layer, self.layers)
 
     @cached_property
     def task_vectors(self) -> Tensor:
@@ -127,19 +160,38 @@ class Method(ABC):
         """The merged parameter, `[*shape]` in fp32."""
 
     def score(self, parameter: Parameter) -> Tensor:
-        """The score that the method's whole-model selection ranks by, ≥ 0, `[experts, *shape]`."""
-        raise NotImplementedError(f"{type(self).__name__} selects over the whole model but defines no score")
+        """The score that the method's selection ranks by, ≥ 0, `[experts, *shape]`."""
+        raise NotImplementedError(f"{type(self).__name__} selects by score but defines none")
 
-    def selection(self) -> WholeModelSelection | None:
-        """The selection over the whole model that `merge` needs the cutoffs of; None for none."""
+    def selection(self) -> Selection | None:
+        """The selection that `merge` needs the cutoffs of; None for none."""
         return None
+
+    def selection_in(self, site: Site) -> Selection | None:
+        """That selection within one tensor, where its scope is the tensor: densities may differ by layer or role."""
+        return self.selection()
+
+    def score_depends_on(self) -> tuple[str, ...]:
+        """The hyper-parameters that `score` reads: cutoffs that were found are good as long as these stay the same."""
+        return tuple(option.name for option in fields(self))
+
+    def scores_alone(self) -> bool:
+        """Whether an expert's score depends on nothing but the base and that expert's own tensors and curvature."""
+        return True
+
+    def uses_base(self) -> bool:
+        """Whether `merge` or `score` looks at the base's values: an average of experts does not."""
+        return True
 
     def curvature_kind(self) -> CurvatureKind | None:
         """The curvature that `merge` or `score` needs; None for none."""
         return None
 
     def granularity(self) -> Granularity:
-        """How much of a parameter `merge` must see at once: the stream may cut large tensors accordingly."""
+        """How much of a parameter `merge` and `score` must see at once: the stream cuts large tensors accordingly.
+
+        `element` gives them flat pieces, `[n]`, `row` whole rows of the first dimension, `matrix` the whole tensor.
+        """
         return "element"
 
     def experts_used(self, names: Sequence[str]) -> tuple[str, ...]:

@@ -12,6 +12,9 @@ from methods.interface import Method, Parameter
 class Linear(Method):
     """Weighted average of the experts' parameters (Wortsman et al. 2022, arXiv:2203.05482): Σ wₜθₜ / Σ wₜ."""
 
+    def uses_base(self) -> bool:
+        return False
+
     def merge(self, parameter: Parameter) -> Tensor:
         # Averaging differences from one of the experts gives equal experts back bit for bit, however many there are.
         anchor = parameter.experts[0]

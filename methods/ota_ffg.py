@@ -12,7 +12,7 @@ from methods.interface import (
     Method,
     Parameter,
     PerExpert,
-    WholeModelSelection,
+    Selection,
     require,
     require_share,
 )
@@ -60,10 +60,10 @@ class OtaFfg(Method):
         unused = self.score_by == "magnitude" and self.weight_by == "uniform"
         return None if unused else self.curvature
 
-    def selection(self) -> WholeModelSelection:
+    def selection(self) -> Selection:
         if self.threshold is not None:
-            return WholeModelSelection(threshold=self.threshold)
-        return WholeModelSelection(density=self.density)
+            return Selection(threshold=self.threshold)
+        return Selection(density=self.density)
 
     def granularity(self) -> Granularity:
         return "matrix" if self.pairing == "shuffled" else "element"
@@ -72,6 +72,12 @@ class OtaFfg(Method):
         if self.score_by == "magnitude":
             return magnitude(parameter)
         return saliency(parameter, self._curvatures(parameter))
+
+    def score_depends_on(self) -> tuple[str, ...]:
+        return ("score_by", "curvature", "pairing", "seed")
+
+    def scores_alone(self) -> bool:
+        return self.pairing != "rotated"
 
     def merge(self, parameter: Parameter) -> Tensor:
         kept = keep_by_cutoff(self.score(parameter), parameter)

@@ -6,7 +6,7 @@ from decimal import Decimal
 import torch
 from torch import Tensor
 
-from methods.interface import Cutoff, Parameter, PerExpert, per_expert
+from methods.interface import Parameter, Rounding
 
 
 def magnitude(parameter: Parameter) -> Tensor:
@@ -23,31 +23,17 @@ def saliency(parameter: Parameter, curvatures: Tensor) -> Tensor:
     return curvatures * parameter.task_vectors.square()
 
 
-def entries_to_keep(density: float, entries: int) -> int:
-    """⌈density·entries⌉, in decimal, since in binary ⌈0.07·100⌉ is 8."""
+def entries_to_keep(density: float, entries: int, rounding: Rounding = "up") -> int:
+    """⌈density·entries⌉, in decimal, since in binary ⌈0.07·100⌉ is 8; or mergekit's count, see `Rounding`."""
+    if rounding == "down":
+        return max(1, int(density * entries)) if density > 0 else 0
     return math.ceil(Decimal(repr(density)) * entries)
 
 
 def keep_by_cutoff(scores: Tensor, parameter: Parameter) -> Tensor:
-    """The entries that survive the whole-model selection: bool, `[experts, *shape]`."""
+    """The entries that survive the method's selection: 1 or 0, fp32, `[experts, *shape]`."""
     assert parameter.cutoffs is not None, f"{parameter.name}: the method did not declare its selection"
-    pairs = zip(parameter.cutoffs, scores.to(torch.float32), strict=True)
-    masks = [cutoff.mask(score, parameter.name) for cutoff, score in pairs]
-    return torch.stack(masks)
-
-
-def keep_per_tensor(scores: Tensor, parameter: Parameter, density: PerExpert) -> Tensor:
-    """The ⌈density·n⌉ highest scores of each expert's n entries in this tensor: bool, `[experts, *shape]`."""
-    densities = per_expert(density, parameter.expert_names)
-    return torch.stack([_tensor_mask(score, share) for score, share in zip(scores, densities, strict=True)])
-
-
-def _tensor_mask(scores: Tensor, density: float) -> Tensor:
-    if density == 1.0:
-        return torch.ones_like(scores, dtype=torch.bool)
-    kept = min(entries_to_keep(density, scores.numel()), int(scores.count_nonzero()))
-    if kept == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.flatten().kthvalue(scores.numel() - kept + 1).values.item()
-    tied_and_kept = kept - int((scores > threshold).sum())
-    return Cutoff(threshold, {"": tied_and_kept}).mask(scores, "")
+    mask = torch.empty_like(scores, dtype=torch.float32)
+    for cutoff, score, into in zip(parameter.cutoffs, scores, mask, strict=True):
+        cutoff.mask(score.to(torch.float32), parameter.offset, into)
+    return mask

@@ -16,5 +16,5 @@ class TaskArithmetic(Method):
     """λ, the factor on the summed task vectors; 0.3 follows the paper's recommendation for several tasks."""
 
     def merge(self, parameter: Parameter) -> Tensor:
-        weighted = self.expert_weights(parameter) * parameter.task_vectors
-        return parameter.base + self.scale * sum_over_experts(weighted)
+        merged = sum_over_experts(parameter.task_vectors, self.expert_weights(parameter))
+        return parameter.base + self.scale * merged

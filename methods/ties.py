@@ -1,13 +1,12 @@
 """TIES: trim, elect a sign, and average what agrees with it."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from methods.combination import agreeing, masked_mean
-from methods.interface import Method, Parameter, PerExpert, WholeModelSelection, require_share
-from methods.selection import keep_by_cutoff, keep_per_tensor, magnitude
+from methods.interface import Method, Parameter, PerExpert, Scope, Selection, require_share
+from methods.selection import keep_by_cutoff, magnitude
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +15,7 @@ class Ties(Method):
 
     density: PerExpert = 0.2
     """Share of each task vector's entries to keep, the largest in magnitude; one number or one per expert."""
-    scope: Literal["model", "tensor"] = "model"
+    scope: Scope = "model"
     """What a density is a share of: the whole model as in the paper, or each tensor on its own."""
     scale: float = 1.0
     """λ, the factor on the merged task vector."""
@@ -25,22 +24,16 @@ class Ties(Method):
         super().__post_init__()
         require_share("density", self.density)
 
-    def selection(self) -> WholeModelSelection | None:
-        return WholeModelSelection(density=self.density) if self.scope == "model" else None
+    def selection(self) -> Selection:
+        return Selection(density=self.density, scope=self.scope)
 
     def score(self, parameter: Parameter) -> Tensor:
         return magnitude(parameter)
 
-    def granularity(self) -> Literal["element", "matrix"]:
-        return "element" if self.scope == "model" else "matrix"
+    def score_depends_on(self) -> tuple[str, ...]:
+        return ()
 
     def merge(self, parameter: Parameter) -> Tensor:
         weights = self.expert_weights(parameter)
-        scores = self.score(parameter)
-        kept = (
-            keep_by_cutoff(scores, parameter)
-            if self.scope == "model"
-            else keep_per_tensor(scores, parameter, self.density)
-        )
-        trimmed = parameter.task_vectors * kept
+        trimmed = keep_by_cutoff(self.score(parameter), parameter).mul_(parameter.task_vectors)
         return parameter.base + self.scale * masked_mean(trimmed, agreeing(trimmed, weights), weights)

@@ -1,32 +1,34 @@
-"""What a checkpoint holds, read from its headers, and its tensors, read one at a time."""
+"""What a checkpoint holds, read from its headers, and its tensors, read in pieces."""
 
 import json
 import re
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from harness.checkpoints.safetensors_file import SafetensorsFile, StoredTensor
 from harness.checkpoints.source import local_folder
 from harness.errors import GraftbenchError
 from harness.files import canonical_json, file_digest, text_digest
 from methods.interface import Role
 
+CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+PICKLED_INDEX_NAME = "pytorch_model.bin.index.json"
+PICKLED_NAME = "pytorch_model.bin"
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-"""Data types of weights that can be merged, by their name in a safetensors header."""
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Data types of weights that can be merged."""
+
+QUANTISED_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8)
+"""Data types that only quantised weights have; other integers are buffers, such as position ids."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -56,6 +58,12 @@ _ROLES: tuple[tuple[str, Role], ...] = (
 _LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
 
 
+_PIECE_ENTRIES = 1 << 20
+
+SCRATCH_ITEM_BYTES = 8
+"""Bytes of scratch space that `fetch` may ask for per entry."""
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """One tensor as its file's header describes it."""
@@ -71,24 +79,81 @@ class TensorInfo:
         return int(torch.Size(self.shape).numel())
 
 
-class Checkpoint:
-    """A Hugging Face folder of safetensors: its configuration and tensors, from headers alone until `read`.
+class WeightsFile(Protocol):
+    """One file of tensors, be it safetensors or a pickle."""
 
-    Use it as a context manager to close its files; a tied head is not among the tensors, since it is the embedding.
+    path: Path
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Its tensors as its header describes them."""
+
+    def read(self, name: str, start: int, stop: int, scratch: Tensor) -> Tensor:
+        """Entries of a tensor, flat; see `TensorSource.fetch`."""
+
+    def announce(self, name: str, start: int, stop: int) -> None:
+        """Tell the system that a range will be read soon."""
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again."""
+
+
+class TensorSource(Protocol):
+    """Whatever gives tensors in pieces: a checkpoint, an adapter on one, an average of several, second moments."""
+
+    @property
+    def source(self) -> str:
+        """The folder, file or hub name as the user gave it."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """What it holds."""
+
+    def fetch(self, name: str, start: int, stop: int, scratch: Tensor) -> Tensor:
+        """Entries `start` to `stop` of a tensor, flat, on the CPU; the same bits however a tensor is cut into pieces.
+
+        Args:
+            name: the tensor.
+            start: flat index of the first entry.
+            stop: flat index after the last.
+            scratch: uint8, 8 bytes per entry, of the calling thread; the result may be a view of it.
+
+        Raises:
+            GraftbenchError: the tensor cannot be read; file and tensor are named.
+        """
+
+    def announce(self, name: str, start: int, stop: int) -> None:
+        """Tell the system that a range will be fetched soon."""
+
+    def close(self) -> None:
+        """Close its files; the next `fetch` opens them again."""
+
+
+class Checkpoint:
+    """A Hugging Face folder: its configuration and tensors, from headers alone until `fetch`. A `TensorSource`.
+
+    Use it as a context manager to close its files. A tied head is not among the tensors, since it is the embedding;
+    neither are buffers of integers, which nobody can average.
     """
 
     def __init__(self, source: str | Path) -> None:
         """Open a folder or a hub name (`name` or `name@revision`) and check every header.
 
         Raises:
-            GraftbenchError: the folder, a file or the configuration is missing or corrupt; the file is named.
+            GraftbenchError: the folder, a file or the configuration is missing or corrupt, or the weights are
+                quantised; the file is named.
         """
         self.source = str(source)
         self.folder = local_folder(source)
         self.config = self._read_config()
-        self._files = ExitStack()
-        self._open: dict[Path, Any] = {}
-        self.tensors = self._read_headers()
+        self._file_of: dict[str, WeightsFile] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        self.buffers: dict[str, TensorInfo] = {}
+        """Tensors of integers, in their files beside the weights."""
+        self._read_headers()
+
+    is_adapter = False
+    """Whether an adapter is part of it, for which there are no second moments."""
 
     def __enter__(self) -> Self:
         return self
@@ -97,9 +162,9 @@ class Checkpoint:
         self.close()
 
     def close(self) -> None:
-        """Close the files; the next `read` opens them again."""
-        self._files.close()
-        self._open.clear()
+        """Close the files; the next `fetch` opens them again."""
+        for file in self._files():
+            file.close()
 
     @property
     def architecture(self) -> str:
@@ -114,56 +179,42 @@ class Checkpoint:
     @cached_property
     def weights_digest(self) -> str:
         """Digest of the weight files' bytes, each with its name."""
-        files = sorted({info.file for info in self.tensors.values()})
-        return text_digest(canonical_json([[file.name, file_digest(file)] for file in files]))
+        return digest_of_files({info.file for info in (*self.tensors.values(), *self.buffers.values())})
 
     @cached_property
     def tokenizer_digest(self) -> str:
         """Digest of the tokenizer's files, the chat template included."""
-        files = [self.folder / name for name in TOKENIZER_FILES]
-        return text_digest(canonical_json([[file.name, file_digest(file)] for file in files if file.is_file()]))
+        return digest_of_files(self.folder / name for name in TOKENIZER_FILES)
 
     @cached_property
     def config_digest(self) -> str:
         """Digest of the model's and its generation's configuration."""
-        files = [self.folder / name for name in ("config.json", "generation_config.json")]
-        return text_digest(canonical_json([[file.name, file_digest(file)] for file in files if file.is_file()]))
+        return digest_of_files(self.folder / name for name in (CONFIG_NAME, "generation_config.json"))
 
-    def same_vocabulary(self, other: "Checkpoint") -> bool:
-        """Whether both give the same numbers to the same tokens, as far as both say (tokenizer.json)."""
-        if self.tokenizer_digest == other.tokenizer_digest:
-            return True
-        ours, theirs = (_vocabulary(checkpoint.folder / "tokenizer.json") for checkpoint in (self, other))
-        return ours is None or theirs is None or ours == theirs
+    def fetch(self, name: str, start: int, stop: int, scratch: Tensor) -> Tensor:
+        """Entries of a tensor as they are stored; see `TensorSource`."""
+        return self._file_of[name].read(name, start, stop, scratch)
+
+    def announce(self, name: str, start: int, stop: int) -> None:
+        """Tell the system that a range will be fetched soon."""
+        self._file_of[name].announce(name, start, stop)
 
     def read(self, name: str) -> Tensor:
-        """One tensor on the CPU, as it is stored.
+        """One tensor, weights or buffer, whole, as it is stored."""
+        info = self.tensors.get(name) or self.buffers[name]
+        scratch = torch.empty(info.entries * SCRATCH_ITEM_BYTES, dtype=torch.uint8)
+        return self.fetch(name, 0, info.entries, scratch).view(info.shape)
 
-        Raises:
-            GraftbenchError: the file vanished or cannot be read, or the tensor holds NaN or Inf; both are named.
-        """
-        info = self.tensors[name]
-        try:
-            if info.file not in self._open:
-                self._open[info.file] = self._files.enter_context(safe_open(info.file, framework="pt"))
-            tensor: Tensor = self._open[info.file].get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise GraftbenchError(f"{info.file}: tensor '{name}' cannot be read ({error})") from error
-        if not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise GraftbenchError(
-                f"{info.file}: tensor '{name}' has {bad} NaN or Inf among {tensor.numel()} entries; "
-                "merging would spread them, so export this checkpoint again"
-            )
-        return tensor
+    def _files(self) -> list[WeightsFile]:
+        return list({file.path: file for file in self._file_of.values()}.values())
 
     def _read_config(self) -> dict[str, Any]:
-        path = self.folder / "config.json"
+        path = self.folder / CONFIG_NAME
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise GraftbenchError(f"{path} does not exist: {self.source} is not a Hugging Face checkpoint") from None
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise GraftbenchError(f"{path} is not valid JSON ({error})") from error
         if not isinstance(config, dict):
             raise GraftbenchError(f"{path} is not a model configuration")
@@ -172,69 +223,88 @@ class Checkpoint:
             raise GraftbenchError(f"{self.source} is quantised ({method}); merge the checkpoint that it was made from")
         return config
 
-    def _read_headers(self) -> dict[str, TensorInfo]:
-        tensors: dict[str, TensorInfo] = {}
-        for file, expected in self._weight_files().items():
-            found = read_header(file)
-            missing = sorted(expected - found.keys())
+    def _read_headers(self) -> None:
+        for path, expected in self._weight_files().items():
+            file = _opened(path)
+            missing = sorted(expected - file.tensors.keys())
             if missing:
-                raise GraftbenchError(f"{file}: tensor '{missing[0]}' is missing, though {INDEX_NAME} lists it there")
-            tensors |= found
-        if self.config.get("tie_word_embeddings") and any(_role(name) == "embedding" for name in tensors):
-            tensors = {name: info for name, info in tensors.items() if _role(name) != "head"}
-        return tensors
+                raise GraftbenchError(f"{path}: tensor '{missing[0]}' is missing, though the index lists it there")
+            for name, stored in file.tensors.items():
+                if stored.dtype in QUANTISED_DTYPES:
+                    kind = str(stored.dtype).removeprefix("torch.")
+                    raise GraftbenchError(
+                        f"{path}: tensor '{name}' is quantised ({kind}); merge the checkpoint that it was made from"
+                    )
+                self._file_of[name] = file
+                among = self.tensors if stored.dtype in WEIGHT_DTYPES else self.buffers
+                among[name] = TensorInfo(name, stored.shape, stored.dtype, path)
+        if self.config.get("tie_word_embeddings") and any(_role(name) == "embedding" for name in self.tensors):
+            self.tensors = {name: info for name, info in self.tensors.items() if _role(name) != "head"}
 
     def _weight_files(self) -> dict[Path, set[str]]:
-        """The weight files, each with the tensors that the index expects there."""
-        index = self.folder / INDEX_NAME
-        if not index.exists():
-            single = self.folder / SINGLE_NAME
-            if not single.exists():
-                raise GraftbenchError(
-                    f"{self.folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}; "
-                    "convert the weights to safetensors with save_pretrained first"
-                )
-            return {single: set()}
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            entries = sorted((str(name), self.folder / file) for name, file in weight_map.items())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise GraftbenchError(f"{index} is not a valid safetensors index ({error})") from error
-        files: dict[Path, set[str]] = {}
-        for name, file in entries:
-            files.setdefault(file, set()).add(name)
-        return files
+        """The weight files, each with the tensors that the index expects there; safetensors where there are both."""
+        for index_name, single_name in ((INDEX_NAME, SINGLE_NAME), (PICKLED_INDEX_NAME, PICKLED_NAME)):
+            if (self.folder / index_name).exists():
+                return _indexed(self.folder / index_name)
+            if (self.folder / single_name).exists():
+                return {self.folder / single_name: set()}
+        raise GraftbenchError(
+            f"{self.folder} holds neither {SINGLE_NAME} nor {INDEX_NAME} nor {PICKLED_NAME}; "
+            "save the model there with save_pretrained"
+        )
 
 
-def _vocabulary(path: Path) -> Any:
-    """The tokens and their numbers; None where the file does not tell."""
-    try:
-        tokenizer = json.loads(path.read_text(encoding="utf-8"))
-        return tokenizer["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def read_header(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file, in the order of their bytes, from its header alone.
+def require_finite(source: TensorSource) -> None:
+    """Read everything once.
 
     Raises:
-        GraftbenchError: the file is missing, truncated or corrupt, or holds a data type that cannot be merged.
+        GraftbenchError: a tensor holds NaN or Inf; file and tensor are named.
     """
+    scratch = torch.empty(_PIECE_ENTRIES * SCRATCH_ITEM_BYTES, dtype=torch.uint8)
+    for name, info in source.tensors.items():
+        for start in range(0, info.entries, _PIECE_ENTRIES):
+            values = source.fetch(name, start, min(start + _PIECE_ENTRIES, info.entries), scratch)
+            if not torch.isfinite(values).all():
+                raise not_finite(source, name)
+
+
+def not_finite(source: TensorSource, name: str) -> GraftbenchError:
+    """The error that a tensor holds NaN or Inf."""
+    return GraftbenchError(
+        f"{source.tensors[name].file}: tensor '{name}' has NaN or Inf; merging would spread them, "
+        f"so export {source.source} again"
+    )
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """Digest of those files that exist: their names and bytes. They are read at the same time."""
+    existing = sorted(file for file in files if file.is_file())
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(file_digest, existing)
+    return text_digest(canonical_json([[file.name, digest] for file, digest in zip(existing, digests, strict=True)]))
+
+
+def _opened(path: Path) -> WeightsFile:
+    if path.suffix != ".bin":
+        return SafetensorsFile(path)
+    from harness.checkpoints.pickled import PickledFile
+
+    return PickledFile(path)
+
+
+def _indexed(index: Path) -> dict[Path, set[str]]:
     try:
-        with safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
-            described = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-    except FileNotFoundError:
-        raise GraftbenchError(f"{file} does not exist; fetch or export the checkpoint again") from None
-    except (OSError, SafetensorError) as error:
-        raise GraftbenchError(f"{file} is not a whole safetensors file ({error}); fetch or export it again") from error
-    for name, (_, dtype) in described.items():
-        if dtype not in DTYPES:
-            raise GraftbenchError(f"{file}: tensor '{name}' is {dtype}; only {', '.join(DTYPES)} can be merged")
-    return {name: TensorInfo(name, shape, DTYPES[dtype], file) for name, (shape, dtype) in described.items()}
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        entries = sorted((str(name), index.parent / file) for name, file in weight_map.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GraftbenchError(f"{index} is not a valid index of weight files ({error})") from error
+    files: dict[Path, set[str]] = {}
+    for name, file in entries:
+        files.setdefault(file, set()).add(name)
+    return dict(sorted(files.items()))
 
 
+@cache
 def role_and_layer(name: str) -> tuple[Role, int | None]:
     """What a parameter does in the network, and the block that it belongs to, by the usual names."""
     layer = _LAYER.search(name)

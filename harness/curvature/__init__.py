@@ -1,11 +1,12 @@
 """Curvature: second moments and Fisher information, on disk and from a training run."""
 
 from harness.curvature.capture import second_moments_of
+from harness.curvature.compression import compress
 from harness.curvature.fisher import empirical_fisher
 from harness.curvature.second_moments import (
     SecondMoments,
     SecondMomentsMetadata,
-    compress,
+    find_second_moments,
     write_second_moments,
 )
 from harness.curvature.source import CurvatureSource
@@ -16,6 +17,7 @@ __all__ = [
     "SecondMomentsMetadata",
     "compress",
     "empirical_fisher",
+    "find_second_moments",
     "second_moments_of",
     "write_second_moments",
 ]

@@ -1,17 +1,20 @@
 """The file of second moments: safetensors under the model's parameter names, whole or as row and column sums."""
 
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack
+import math
+import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from harness.checkpoints.layout import SCRATCH_ITEM_BYTES, WEIGHT_DTYPES, TensorInfo
+from harness.checkpoints.safetensors_file import SafetensorsFile, StoredTensor
+from harness.curvature.compression import COLUMN, ROW, TILE_ENTRIES, RankOne, compress, row_and_column_sums
 from harness.errors import GraftbenchError
 from harness.files import file_written_atomically
 
@@ -19,14 +22,22 @@ FORMAT_VERSION = "1"
 FILE_NAME = "exp_avg_sq.safetensors"
 FISHER_FILE_NAME = "fisher.safetensors"
 
-_ROW, _COLUMN = ".row", ".col"
+INDEX_SUFFIX = ".index.json"
+"""What the index of a sharded file is called, after the name that the file would have."""
+
+PIECE_ENTRIES = 65_536
+"""Entries that `read` takes at a time: their scratch stays in cache."""
+
+_LARGEST = torch.finfo(torch.float32).max
+
+StoredKind = Literal["adam", "fisher"]
 
 
 @dataclass(frozen=True)
 class SecondMomentsMetadata:
     """Where second moments come from; a public file may know none of it."""
 
-    kind: Literal["adam", "fisher"] = "adam"
+    kind: StoredKind = "adam"
     """Adam's running average of squared gradients, or the mean squared gradient of single examples."""
     optimizer: str | None = None
     beta2: float | None = None
@@ -70,71 +81,232 @@ def write_second_moments(
         _sort_header(temporary)
 
 
-def compress(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Row and column sums of a matrix, fp32, under `<name>.row` and `<name>.col` (Adafactor, arXiv:1804.04235, §3).
+def find_second_moments(folder: Path, kind: StoredKind) -> Path | None:
+    """The file of that kind of curvature in a folder, by its usual name, or the index of its shards; None for neither.
 
-    Anything but a matrix is kept whole, under its own name.
+    Raises:
+        GraftbenchError: there are both, and one of them may be stale.
     """
-    if tensor.dim() != 2:
-        return {name: tensor}
-    return {f"{name}{_ROW}": tensor.sum(dim=1), f"{name}{_COLUMN}": tensor.sum(dim=0)}
-
-
-def reconstruct(row: Tensor, column: Tensor) -> Tensor:
-    """The matrix (row/Σ)·colᵀ of those sums, `[rows, columns]`; zero where they are all zero."""
-    total = row.sum()
-    return torch.outer(row / total, column) if total > 0 else row.new_zeros(len(row), len(column))
+    name = FILE_NAME if kind == "adam" else FISHER_FILE_NAME
+    found = [path for path in (Path(folder) / name, Path(folder) / (name + INDEX_SUFFIX)) if path.is_file()]
+    if len(found) > 1:
+        raise GraftbenchError(f"{folder} holds both {name} and {found[1].name}; remove one, or name the file to read")
+    return found[0] if found else None
 
 
 class SecondMoments:
-    """A file of second moments, read one parameter at a time. Use it as a context manager to close the file."""
+    """Second moments on disk, read in pieces: one file or shards with an index, whole or as sums. A `TensorSource`.
 
-    def __init__(self, path: Path) -> None:
-        """Open the file and read its header.
+    Use it as a context manager to close its files. Any number of threads may read at once.
+    """
+
+    def __init__(self, path: Path, kind: StoredKind | None = None) -> None:
+        """Open the files and check their headers.
+
+        Args:
+            path: a safetensors file, an index (`*.safetensors.index.json`, as Hugging Face writes it), or a folder
+                that holds one of them under its usual name.
+            kind: which kind to take from a folder that holds both.
 
         Raises:
-            GraftbenchError: it is missing, corrupt, or of another format version.
+            GraftbenchError: a file is missing, corrupt or of another format version, or files contradict one another.
         """
         self.path = Path(path)
-        self._files = ExitStack()
-        try:
-            self._file: Any = self._files.enter_context(safe_open(self.path, framework="pt"))
-        except FileNotFoundError:
-            raise GraftbenchError(f"second moments {self.path} do not exist") from None
-        except (OSError, SafetensorError) as error:
-            raise GraftbenchError(f"{self.path} is not a whole safetensors file ({error}); export it again") from error
-        self.metadata = _metadata(self._file.metadata() or {}, self.path)
-        self.shapes = _shapes(self._file, self.path)
+        """As it was given."""
+        index, shards, self._file_of = _open_files(self.path, kind)
+        self.files = (*([index] if index else []), *(shard.path for shard in shards))
+        """All files that determine the values, an index included."""
+        self.metadata = _common_metadata(shards)
+        self.tensors: dict[str, TensorInfo] = {}
+        """The parameters that are covered, by name: shape as the model has it, and the data type that `fetch` gives."""
+        self.unreadable: dict[str, torch.dtype] = {}
+        """Tensors whose data type (integers, fp8) cannot hold second moments."""
+        self._read_shapes()
+        self._rank_one: dict[str, RankOne] = {}
+        self._summing: dict[str, threading.Lock] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._files.close()
+        self.close()
 
-    def read(self, name: str, as_sums: bool = False) -> Tensor:
-        """The second moments of one parameter, raw, fp32, in its shape.
+    def close(self) -> None:
+        """Close the files; the next `fetch` opens them again."""
+        for file in set(self._file_of.values()):
+            file.close()
+
+    @property
+    def source(self) -> str:
+        """The file or folder as it was given."""
+        return str(self.path)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each parameter that is covered."""
+        return {name: info.shape for name, info in self.tensors.items()}
+
+    def fetch(self, name: str, start: int, stop: int, scratch: Tensor, as_sums: bool = False) -> Tensor:
+        """Entries `start` to `stop` of a parameter's second moments, raw and flat; the same bits however it is cut.
+
+        Where the file holds the parameter whole, they are as it stores them (fp64, fp32, fp16 or bf16); where it holds
+        sums, or `as_sums` asks for them, fp32. They lie at the beginning of `scratch` in either case.
 
         Args:
             name: the parameter.
-            as_sums: reduce a matrix to its row and column sums and reconstruct it, as a compressed file would.
+            start: flat index of the first entry.
+            stop: flat index after the last.
+            scratch: uint8, 4 bytes per entry (8 where fp64 is stored), of the calling thread.
+            as_sums: reduce a matrix to its row and column sums and rebuild it, as a compressed file would. The first
+                call reads all of it, in a piece of bounded size at a time, and the sums are kept.
 
         Raises:
-            GraftbenchError: the values are negative, NaN or Inf.
+            GraftbenchError: values are negative, NaN or Inf, or cannot be read; file and tensor are named.
         """
-        if name in self._file.keys():  # noqa: SIM118 - safetensors' handle is no mapping
-            value = self._file.get_tensor(name).to(torch.float32)
-            self._check(name, value)
-            parts = compress(name, value) if as_sums else {name: value}
-        else:
-            parts = {key: self._file.get_tensor(key).to(torch.float32) for key in (name + _ROW, name + _COLUMN)}
-            for key, part in parts.items():
-                self._check(key, part)
-        return parts[name] if name in parts else reconstruct(parts[name + _ROW], parts[name + _COLUMN])
+        if name in self.unreadable:
+            raise GraftbenchError(f"{self.path}: second moments of '{name}' {refusal(self.unreadable[name])}")
+        if not self._is_summed(name, as_sums):
+            return self._read(name, start, stop, scratch)
+        out = scratch[: (stop - start) * torch.float32.itemsize].view(torch.float32)
+        self._sums(name).fill(out, start)
+        return out
 
-    def _check(self, name: str, value: Tensor) -> None:
-        if not (torch.isfinite(value) & (value >= 0)).all():
-            raise GraftbenchError(f"{self.path}: second moments of '{name}' hold negative values, NaN or Inf")
+    def announce(self, name: str, start: int, stop: int, as_sums: bool = False) -> None:
+        """Tell the system that a range will be fetched soon."""
+        if name in self._file_of and not (self._is_summed(name, as_sums) and name in self._rank_one):
+            self._file_of[name].announce(name, start, stop)
+
+    def read(self, name: str, as_sums: bool = False) -> Tensor:
+        """The second moments of one parameter, whole: raw, fp32, in its shape; see `fetch`."""
+        info = self.tensors[name]
+        out, scratch = torch.empty(info.entries), torch.empty(PIECE_ENTRIES * SCRATCH_ITEM_BYTES, dtype=torch.uint8)
+        for start in range(0, info.entries, PIECE_ENTRIES):
+            stop = min(start + PIECE_ENTRIES, info.entries)
+            out[start:stop] = self.fetch(name, start, stop, scratch, as_sums)
+        return out.view(info.shape)
+
+    def _is_summed(self, name: str, as_sums: bool) -> bool:
+        return name not in self._file_of or (as_sums and len(self.tensors[name].shape) == 2)
+
+    def _sums(self, name: str) -> RankOne:
+        """The parameter's sums, read or computed once, whichever thread asks first."""
+        with self._summing.setdefault(name, threading.Lock()):
+            if name not in self._rank_one:
+                row, column = self._read_sums(name) if name not in self._file_of else self._add_up(name)
+                self._rank_one[name] = RankOne.of(row, column)
+        return self._rank_one[name]
+
+    def _read_sums(self, name: str) -> list[Tensor]:
+        sums = []
+        for key, length in zip((name + ROW, name + COLUMN), self.tensors[name].shape, strict=True):
+            scratch = torch.empty(length * SCRATCH_ITEM_BYTES, dtype=torch.uint8)
+            sums.append(self._read(key, 0, length, scratch).to(torch.float32))
+        return sums
+
+    def _add_up(self, name: str) -> tuple[Tensor, Tensor]:
+        rows, columns = self.tensors[name].shape
+        scratch = torch.empty(TILE_ENTRIES * SCRATCH_ITEM_BYTES, dtype=torch.uint8)
+        sums = row_and_column_sums(
+            rows, columns, lambda start, stop: self._read(name, start, stop, scratch).to(torch.float32)
+        )
+        for part in sums:
+            self._check(name, part, self._file_of[name])
+        return sums
+
+    def _read(self, key: str, start: int, stop: int, scratch: Tensor) -> Tensor:
+        file = self._file_of[key]
+        values = file.read(key, start, stop, scratch)
+        self._check(key, values, file)
+        return values
+
+    def _check(self, key: str, values: Tensor, file: SafetensorsFile) -> None:
+        """Refuse what is no second moment; NaN passes through aminmax and fails both comparisons."""
+        if not values.numel():
+            return
+        lowest, highest = (float(extreme) for extreme in torch.aminmax(values))
+        if not (lowest >= 0 and highest <= _LARGEST):
+            found = "NaN" if math.isnan(lowest) else f"values from {lowest} to {highest}"
+            raise GraftbenchError(
+                f"{file.path}: second moments of '{key}' hold {found}, but must be ≥ 0 and finite in fp32; "
+                "export them again"
+            )
+
+    def _read_shapes(self) -> None:
+        stored = {key: file.tensors[key] for key, file in self._file_of.items()}
+        for key, tensor in stored.items():
+            name, path = key.removesuffix(ROW).removesuffix(COLUMN), self._file_of[key].path
+            if tensor.dtype not in WEIGHT_DTYPES:
+                self.unreadable[name] = tensor.dtype
+            if key.endswith(ROW):
+                self._add_summed(name, stored, path)
+            elif not key.endswith(COLUMN):
+                self.tensors[name] = TensorInfo(name, tensor.shape, tensor.dtype, path)
+            elif name + ROW not in stored:
+                raise GraftbenchError(f"{path}: has column sums of '{name}' but no row sums")
+        self.tensors = {name: info for name, info in self.tensors.items() if name not in self.unreadable}
+
+    def _add_summed(self, name: str, stored: Mapping[str, StoredTensor], path: Path) -> None:
+        row, column = stored[name + ROW], stored.get(name + COLUMN)
+        if column is None:
+            raise GraftbenchError(f"{path}: has row sums of '{name}' but no column sums")
+        if name in stored:
+            raise GraftbenchError(f"{path}: has '{name}' both whole and as sums; remove one of them")
+        if len(row.shape) != 1 or len(column.shape) != 1:
+            raise GraftbenchError(
+                f"{path}: row and column sums of '{name}' have shapes {list(row.shape)} and {list(column.shape)}, "
+                "but sums of a matrix have one dimension each"
+            )
+        self.tensors[name] = TensorInfo(name, (*row.shape, *column.shape), torch.float32, path)
+
+
+def _open_files(
+    path: Path, kind: StoredKind | None
+) -> tuple[Path | None, list[SafetensorsFile], dict[str, SafetensorsFile]]:
+    """The index if there is one; the files; and the one that holds each stored tensor."""
+    file = _file_in(path, kind) if path.is_dir() else path
+    if not file.exists():
+        raise GraftbenchError(f"second moments {path} do not exist; export them from the expert's optimizer state")
+    if not file.name.endswith(INDEX_SUFFIX):
+        single = SafetensorsFile(file)
+        return None, [single], dict.fromkeys(single.tensors, single)
+    try:
+        weight_map = {str(key): str(name) for key, name in json.loads(file.read_text("utf-8"))["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GraftbenchError(f"{file} is not a valid index of shards ({error}); export it again") from error
+    shards = {name: SafetensorsFile(file.parent / name) for name in sorted(set(weight_map.values()))}
+    for key, name in weight_map.items():
+        if key not in shards[name].tensors:
+            raise GraftbenchError(f"{file.parent / name}: '{key}' is missing, though {file.name} lists it there")
+    return file, list(shards.values()), {key: shards[name] for key, name in weight_map.items()}
+
+
+def _file_in(folder: Path, kind: StoredKind | None) -> Path:
+    kinds: tuple[StoredKind, ...] = ("adam", "fisher") if kind is None else (kind,)
+    found = [path for path in (find_second_moments(folder, each) for each in kinds) if path is not None]
+    if len(found) == 1:
+        return found[0]
+    names = " or ".join({"adam": FILE_NAME, "fisher": FISHER_FILE_NAME}[each] for each in kinds)
+    if found:
+        raise GraftbenchError(f"{folder} holds second moments of two kinds ({names}); name the file to read")
+    raise GraftbenchError(f"second moments {folder} do not exist: the folder holds no {names}, nor an index of one")
+
+
+def _common_metadata(shards: Iterable[SafetensorsFile]) -> SecondMomentsMetadata:
+    """The metadata that all shards agree on."""
+    found = {shard.path: _metadata(shard.metadata, shard.path) for shard in shards}
+    (first, common), *others = found.items() or [(Path(), SecondMomentsMetadata())]
+    for path, metadata in others:
+        if metadata != common:
+            raise GraftbenchError(
+                f"{path}: its metadata differ from those of {first.name} ({metadata}, {common}); "
+                "shards of one export agree, so export them again"
+            )
+    return common
+
+
+def refusal(dtype: torch.dtype) -> str:
+    """Why second moments of a data type are refused, after their name."""
+    return f"are stored as {str(dtype).removeprefix('torch.')}; only fp64, fp32, fp16 and bf16 can be read"
 
 
 def _sort_header(path: Path) -> None:
@@ -171,18 +343,3 @@ def _metadata(fields: Mapping[str, str], path: Path) -> SecondMomentsMetadata:
         )
     except (KeyError, ValueError) as error:
         raise GraftbenchError(f"{path}: its metadata cannot be read ({error})") from error
-
-
-def _shapes(file: Any, path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of each parameter that the file covers, from its header."""
-    stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    shapes = {}
-    for key, shape in stored.items():
-        if key.endswith(_ROW):
-            name = key.removesuffix(_ROW)
-            if name + _COLUMN not in stored:
-                raise GraftbenchError(f"{path}: has row sums of '{name}' but no column sums")
-            shapes[name] = (*shape, *stored[name + _COLUMN])
-        elif not key.endswith(_COLUMN):
-            shapes[key] = shape
-    return shapes

@@ -8,10 +8,10 @@ to Evals", arXiv 2411.00640). It says nothing of other training seeds or other e
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 FloatArray = NDArray[np.float64]
 
@@ -28,6 +28,10 @@ FEWEST_DIFFERING_ITEMS = 6
 2^(1-k)."""
 
 _INDICES_AT_ONCE = 2_000_000
+
+
+_quantile = NormalDist().inv_cdf
+"""Quantiles of the standard normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def wilson_interval(mean: float, items: int, confidence: float = CONFIDENCE) -> 
     Source: Wilson 1927, JASA 22:209-212; recommended by Brown, Cai and DasGupta 2001, Statistical Science
     16:101-133.
     """
-    z = float(norm.ppf((1 + confidence) / 2))
+    z = _quantile((1 + confidence) / 2)
     shrink = 1 + z * z / items
     centre = (mean + z * z / (2 * items)) / shrink
     half = z / shrink * float(np.sqrt(mean * (1 - mean) / items + z * z / (4 * items * items)))
@@ -82,7 +86,7 @@ def mean_interval(outcomes: FloatArray, confidence: float = CONFIDENCE) -> Inter
     mean = float(outcomes.mean())
     if len(outcomes) < 2 or bool(np.isin(outcomes, (0.0, 1.0)).all()):
         return wilson_interval(mean, len(outcomes), confidence)
-    half = float(norm.ppf((1 + confidence) / 2)) * float(outcomes.std(ddof=1)) / float(np.sqrt(len(outcomes)))
+    half = _quantile((1 + confidence) / 2) * float(outcomes.std(ddof=1)) / float(np.sqrt(len(outcomes)))
     return Interval(max(0.0, mean - half), min(1.0, mean + half))
 
 
@@ -173,7 +177,7 @@ def smallest_detectable_difference(
 
     Source: Miller 2024, on power analysis: (z of the test + z of the power) · SE.
     """
-    return float(norm.ppf((1 + confidence) / 2) + norm.ppf(power)) * standard_error
+    return (_quantile((1 + confidence) / 2) + _quantile(power)) * standard_error
 
 
 def retention(merged: FloatArray, expert: FloatArray, chance: float) -> FloatArray:

@@ -1,7 +1,19 @@
-"""A merge: planned from headers, streamed parameter by parameter, written to disk."""
+"""A merge: planned from headers, streamed piece by piece, written to disk or handed to a live consumer."""
 
-from harness.merging.merge import MergeReport, merge_to_folder
-from harness.merging.plan import MergePlan, plan_merge
+from harness.merging.cutoff_store import CutoffStore
+from harness.merging.merge import MergeReport, check_room, merge_to_folder
+from harness.merging.plan import Execution, MergePlan
+from harness.merging.planning import plan_merge, resolve_devices
 from harness.merging.stream import merged_parameters
 
-__all__ = ["MergePlan", "MergeReport", "merge_to_folder", "merged_parameters", "plan_merge"]
+__all__ = [
+    "CutoffStore",
+    "Execution",
+    "MergePlan",
+    "MergeReport",
+    "check_room",
+    "merge_to_folder",
+    "merged_parameters",
+    "plan_merge",
+    "resolve_devices",
+]

@@ -4,27 +4,32 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from harness import __version__
-from harness.checkpoints import CheckpointWriter
-from harness.checkpoints.layout import TOKENIZER_FILES
+from harness.checkpoints import CheckpointWriter, ShardPlan, TensorInfo, plan_shards
+from harness.checkpoints.layout import CONFIG_NAME
+from harness.checkpoints.vocabulary import write_tokenizer
 from harness.errors import GraftbenchError
-from harness.files import folder_written_atomically
+from harness.files import canonical_json, text_digest
+from harness.merging.cutoff_store import CutoffStore, ExpertCutoff
+from harness.merging.cutoffs import find_cutoffs
+from harness.merging.journal import FILE_NAME as JOURNAL_NAME
+from harness.merging.journal import Journal, unfinished_folder, unfinished_path
+from harness.merging.pieces import cut
 from harness.merging.plan import MergePlan
-from harness.merging.stream import merged_parameters
-from harness.merging.thresholds import find_cutoffs
-from methods import Cutoff
+from harness.merging.stream import merged_pieces
 
 RECIPE_FILE = "merge.json"
+CARD_FILE = "README.md"
 DEFAULT_SHARD_BYTES = 5 * 10**9
+_VERSIONS = {"graftbench": __version__, "torch": torch.__version__}
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,12 @@ class MergeReport:
     folder: Path
     weights_digest: str
     """Digest of names, shapes, data types and bytes of the merged tensors, whatever their shards."""
-    thresholds: dict[str, float]
-    """The threshold of each expert's cutoff, where the method selects over the whole model."""
+    cutoffs: dict[str, ExpertCutoff]
+    """Each expert's cutoff, where the method selects over the whole model."""
     seconds: dict[str, float]
     """Wall time of the pass that finds cutoffs, and of the one that merges and writes."""
+    resumed: int = 0
+    """Tensors that an interrupted merge had finished."""
 
 
 def merge_to_folder(
@@ -45,55 +52,120 @@ def merge_to_folder(
     out: Path,
     provenance: Mapping[str, Any] | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    store: CutoffStore | None = None,
 ) -> MergeReport:
     """Merge and write the model: weights, configuration, tokenizer, model card and `merge.json`.
 
-    The folder is written beside `out` and takes that name when it is whole.
+    The folder is written beside `out`, under a hidden name, and takes that name when it is whole. A merge that was
+    interrupted goes on where it was when the same merge is asked for again.
 
     Args:
         plan: the merge.
         out: the folder to make; it must not exist.
         provenance: further fields for `merge.json`, such as where the inputs lie.
         shard_bytes: largest size of a weights file.
+        store: where cutoffs are kept for later merges; None keeps nothing.
 
     Raises:
         GraftbenchError: `out` exists, an input turns out to be bad, or the disk is full.
     """
-    if out.exists():
-        raise GraftbenchError(f"{out} exists already; choose another folder or remove it")
+    shards = plan_shards([*plan.parameters, *plan.copied], plan.dtype, shard_bytes)
+    check_room(shards, out)
     try:
-        with folder_written_atomically(out) as folder:
-            started = time.perf_counter()
-            cutoffs = find_cutoffs(plan)
-            merging = time.perf_counter()
-            digest = _write_weights(plan, cutoffs, folder, shard_bytes)
+        with unfinished_folder(out) as folder:
+            _write_companions(plan, folder)
+            with CheckpointWriter(folder, shards) as writer:
+                started = time.perf_counter()
+                cutoffs = find_cutoffs(plan, store)
+                merging = time.perf_counter()
+                digests, resumed = _write_weights(plan, cutoffs, folder, writer, shard_bytes)
+                writer.finish()
             finished = time.perf_counter()
             seconds = {"cutoffs": merging - started, "merge": finished - merging}
-            thresholds = {name: cutoff.threshold for name, cutoff in (cutoffs or {}).items()}
-            _write_companions(plan, folder)
-            report = MergeReport(out, digest, thresholds, seconds)
+            report = MergeReport(out, weights_digest(digests), cutoffs or {}, seconds, resumed)
             _write_recipe(plan, report, folder, dict(provenance or {}))
-    except (OSError, SafetensorError) as error:
+            (folder / JOURNAL_NAME).unlink()
+            folder.rename(out)
+    except OSError as error:
         raise GraftbenchError(
             f"{out} could not be written ({error}); free some space or choose another folder"
         ) from error
     return report
 
 
-def _write_weights(plan: MergePlan, cutoffs: Mapping[str, Cutoff] | None, folder: Path, shard_bytes: int) -> str:
-    writer = CheckpointWriter(folder, plan.parameters, plan.dtype, shard_bytes)
-    digests = {}
-    for name, tensor in merged_parameters(plan, cutoffs):
-        digests[name] = tensor_digest(writer.add(name, tensor))
-    writer.close()
-    return weights_digest(digests)
+def check_room(shards: Sequence[ShardPlan], out: Path) -> None:
+    """Whether the output can be written where it shall be.
+
+    Raises:
+        GraftbenchError: there is something already, or the disk has no room for it.
+    """
+    if out.exists():
+        raise GraftbenchError(f"{out} exists already; choose another folder or remove it")
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    begun = unfinished_path(out)
+    needed = sum(shard.bytes for shard in shards) - sum(file.stat().st_blocks * 512 for file in begun.glob("*"))
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise GraftbenchError(
+            f"{out} needs {needed / 1e9:.2f} GB, but {there} has {free / 1e9:.2f} GB left; free some space, choose "
+            "another folder, or a narrower dtype"
+        )
+
+
+def _write_weights(
+    plan: MergePlan,
+    cutoffs: Mapping[str, ExpertCutoff] | None,
+    folder: Path,
+    writer: CheckpointWriter,
+    shard_bytes: int,
+) -> tuple[dict[str, str], int]:
+    """Write what is not there yet; returns the digest of every tensor, and how many were there."""
+    identity = text_digest(canonical_json({"recipe": plan.recipe(), "shard_bytes": shard_bytes, **_VERSIONS}))
+    journal = Journal(folder / JOURNAL_NAME, identity)
+    digests = {
+        info.name: journal.finished[info.name]
+        for info in plan.parameters
+        if info.name in journal.finished and journal.finished[info.name] == _digest_on_disk(plan, info, writer)
+    }
+    resumed = len(digests)
+    left = [info for info in plan.parameters if info.name not in digests]
+    for piece, values in merged_pieces(plan, cutoffs, left):
+        if piece.start == 0:
+            digest = _begun_digest(values.dtype, piece.info.shape)
+        writer.write(piece.info.name, piece.start, values)
+        digest.update(_bytes_of(values))
+        if piece.is_last:
+            digests[piece.info.name] = digest.hexdigest()
+            journal.add(piece.info.name, digests[piece.info.name])
+    for info in plan.copied:
+        tensor = plan.copy_of(info)
+        writer.write(info.name, 0, tensor)
+        digests[info.name] = tensor_digest(tensor)
+    return digests, resumed
+
+
+def _digest_on_disk(plan: MergePlan, info: TensorInfo, writer: CheckpointWriter) -> str:
+    """Digest of what an interrupted merge has left: what a machine lost when it crashed is merged again."""
+    dtype = plan.dtype or info.dtype
+    digest = _begun_digest(dtype, info.shape)
+    for piece in cut([info], "element", plan.execution.piece_entries):
+        digest.update(_bytes_of(writer.read(info.name, piece.start, piece.entries, dtype)))
+    return digest.hexdigest()
 
 
 def tensor_digest(tensor: Tensor) -> str:
     """SHA-256 of a tensor's data type, shape and bytes."""
-    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    digest = _begun_digest(tensor.dtype, tuple(tensor.shape))
+    digest.update(_bytes_of(tensor))
     return digest.hexdigest()
+
+
+def _begun_digest(dtype: torch.dtype, shape: tuple[int, ...]) -> "hashlib._Hash":
+    return hashlib.sha256(f"{dtype} {list(shape)} ".encode())
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def weights_digest(digests: Mapping[str, str]) -> str:
@@ -104,15 +176,17 @@ def weights_digest(digests: Mapping[str, str]) -> str:
 
 
 def _write_companions(plan: MergePlan, folder: Path) -> None:
-    """Configuration, generation configuration and tokenizer come from the base; the data type is the output's."""
-    config = dict(plan.base.config)
+    """Configuration from the base, tokenizer and generation configuration from the plan's stated source."""
+    config = dict(plan.base_model.config)
     if plan.dtype is not None:
         config["dtype"] = str(plan.dtype).removeprefix("torch.")
         config.pop("torch_dtype", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for name in ("generation_config.json", *TOKENIZER_FILES):
-        if (plan.base.folder / name).is_file():
-            shutil.copyfile(plan.base.folder / name, folder / name)
+    if not plan.vocabulary.identity:
+        config["vocab_size"] = plan.vocabulary.rows
+    _write_json(folder / CONFIG_NAME, config)
+    numbers = write_tokenizer(folder, plan.vocabulary, plan.base_model, plan.tokenizer_model)
+    if numbers:
+        _write_json(folder / CONFIG_NAME, {**config, **numbers})
 
 
 def _write_recipe(plan: MergePlan, report: MergeReport, folder: Path, provenance: dict[str, Any]) -> None:
@@ -120,22 +194,29 @@ def _write_recipe(plan: MergePlan, report: MergeReport, folder: Path, provenance
         "graftbench": __version__,
         "torch": torch.__version__,
         "recipe": plan.recipe(),
-        "inputs": {"base": plan.base.source, "experts": {name: e.source for name, e in plan.experts.items()}},
+        "inputs": {"base": plan.base_model.source, "experts": {name: m.source for name, m in plan.models.items()}},
+        "tokenizer_from": plan.tokenizer,
         "weights_digest": report.weights_digest,
-        "cutoffs": {name: repr(value) for name, value in report.thresholds.items()},
+        "cutoffs": {
+            name: {"threshold": repr(cutoff.threshold), "ties": cutoff.ties} for name, cutoff in report.cutoffs.items()
+        },
         "seconds": report.seconds,
-        "device": str(plan.device),
+        "devices": [str(device) for device in plan.execution.devices],
         **provenance,
     }
-    (folder / RECIPE_FILE).write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_model_card(plan), encoding="utf-8")
+    _write_json(folder / RECIPE_FILE, recipe)
+    (folder / CARD_FILE).write_text(_model_card(plan), encoding="utf-8")
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _model_card(plan: MergePlan) -> str:
-    experts = "\n".join(f"- {name}: `{expert.source}`" for name, expert in plan.experts.items())
+    experts = "\n".join(f"- {name}: `{expert.source}`" for name, expert in plan.models.items())
     return (
         f"---\nlibrary_name: transformers\ntags:\n- merge\n- graftbench\n---\n\n"
         f"# A merge by {plan.name}\n\n"
-        f"Made by Graftbench {__version__} from the base `{plan.base.source}` and these experts:\n\n"
+        f"Made by Graftbench {__version__} from the base `{plan.base_model.source}` and these experts:\n\n"
         f"{experts}\n\n`{RECIPE_FILE}` holds the whole recipe, the digests of the inputs and of the result.\n"
     )

@@ -8,15 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoints import Checkpoint
+from harness.checkpoints.opening import Source, open_checkpoint, split_adapter
 from harness.checkpoints.source import is_hub_name
-from harness.curvature.second_moments import FILE_NAME, FISHER_FILE_NAME
+from harness.curvature.second_moments import FILE_NAME, FISHER_FILE_NAME, StoredKind, find_second_moments
 from harness.errors import GraftbenchError, unknown_name
 from harness.files import canonical_json, text_digest
 from methods.interface import CurvatureKind
-
-Source = Path | str
-"""A checkpoint: a folder on this machine, or a name on the Hugging Face hub."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Zoo:
         """Digest of all its models' weights, by name: rows of one board come from one digest."""
         digests = {}
         for name, source in {"base": self.base, **self.experts, **self.references}.items():
-            with Checkpoint(source) as checkpoint:
+            with open_checkpoint(source) as checkpoint:
                 digests[name] = checkpoint.weights_digest
         return text_digest(canonical_json(digests))
 
@@ -166,15 +163,15 @@ def _named(config: Mapping[str, Any]) -> Zoo:
             name: _source(value, f"zoo.references.{name}") for name, value in _mapping(config, "references").items()
         },
         capabilities={name: str(capabilities.get(name) or name) for name in experts},
-        second_moments=_curvature(config, "second_moments", FILE_NAME, experts),
-        fisher=_curvature(config, "fisher", FISHER_FILE_NAME, experts),
+        second_moments=_curvature(config, "second_moments", "adam", experts),
+        fisher=_curvature(config, "fisher", "fisher", experts),
         data_root=_existing(config["data_root"], "zoo.data_root") if config.get("data_root") else None,
         description=str(config.get("description") or ""),
     )
 
 
 def _curvature(
-    config: Mapping[str, Any], key: str, file_name: str, experts: Mapping[str, Source]
+    config: Mapping[str, Any], key: str, kind: StoredKind, experts: Mapping[str, Source]
 ) -> dict[str, Path | None]:
     """The file that is named, or else the one of the usual name in the expert's folder, or else None."""
     given = _mapping(config, key)
@@ -182,16 +179,29 @@ def _curvature(
     for name, source in experts.items():
         if given.get(name):
             found[name] = _existing(given[name], f"zoo.{key}.{name}")
-        elif isinstance(source, Path) and (source / file_name).is_file():
-            found[name] = source / file_name
         else:
-            found[name] = None
+            last = source[-1] if isinstance(source, list) else source  # of several checkpoints of a run, the last
+            found[name] = find_second_moments(last, kind) if isinstance(last, Path) else None
     return found
 
 
 def _source(given: Any, where: str) -> Source:
-    """A folder that exists, made absolute, or a text of the form of a hub name."""
-    text = str(given)
+    """Folders made absolute, and hub names; `base+adapter`, or a list of checkpoints of one run, part by part."""
+    if isinstance(given, list | tuple):
+        if not given:
+            raise GraftbenchError(f"{where} is an empty list; name at least one checkpoint")
+        return [_one_source(each, where) for each in given]
+    return _one_source(given, where)
+
+
+def _one_source(given: Any, where: str) -> Path | str:
+    base, adapter = split_adapter(str(given))
+    if adapter is not None:
+        return f"{_folder_or_hub_name(base, where)}+{_folder_or_hub_name(adapter, where)}"
+    return _folder_or_hub_name(base, where)
+
+
+def _folder_or_hub_name(text: str, where: str) -> Path | str:
     path = Path(text).expanduser()
     if path.is_dir():
         return path.resolve()

@@ -1,13 +1,14 @@
 """Reading a checkpoint's headers, and refusing what is not whole."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.checkpoints import Checkpoint, role_and_layer
+from harness.checkpoints import Checkpoint, require_finite, role_and_layer
 from harness.errors import GraftbenchError
 from tests.checkpoints.small import write_checkpoint
 
@@ -74,10 +75,11 @@ def test_a_tensor_that_the_index_promises_must_be_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_nan_and_inf_are_refused_when_read(tmp_path: Path, bad: float) -> None:
-    checkpoint = Checkpoint(write_checkpoint(tmp_path / "m", {"p": [1.0, bad, 2.0]}))
-    with pytest.raises(GraftbenchError, match=r"model\.safetensors: tensor 'p' has 1 NaN or Inf"):
-        checkpoint.read("p")
+def test_nan_and_inf_are_refused_by_file_and_tensor(tmp_path: Path, bad: float) -> None:
+    require_finite(Checkpoint(write_checkpoint(tmp_path / "good", {"p": [1.0, -2.0], "q": []})))
+    checkpoint = Checkpoint(write_checkpoint(tmp_path / "m", {"a": [1.0], "p": [1.0, bad, 2.0]}))
+    with pytest.raises(GraftbenchError, match=r"m/model\.safetensors: tensor 'p' has NaN or Inf"):
+        require_finite(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -108,11 +110,52 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         Checkpoint(folder)
 
 
-def test_integer_weights_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_quantised_weights_are_refused_by_name(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = write_checkpoint(tmp_path / "m", {"p": [1.0]})
-    save_file({"p": torch.ones(2, dtype=torch.int8)}, folder / "model.safetensors")
-    with pytest.raises(GraftbenchError, match="tensor 'p' is I8"):
+    save_file({"p": torch.ones(1), "q": torch.ones(2).to(dtype)}, folder / "model.safetensors")
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(GraftbenchError, match=rf"tensor 'q' is quantised \({kind}\)"):
         Checkpoint(folder)
+
+
+def test_integer_buffers_are_no_parameters(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m", {"p": [1.0]})
+    save_file({"p": torch.ones(1), "ids": torch.arange(3)}, folder / "model.safetensors")
+    checkpoint = Checkpoint(folder)
+    assert (list(checkpoint.tensors), list(checkpoint.buffers)) == (["p"], ["ids"])
+    assert checkpoint.read("ids").tolist() == [0, 1, 2]
+
+
+def test_ranges_are_read_as_they_are_stored(tmp_path: Path) -> None:
+    values = torch.randn(7, 5).to(torch.bfloat16)
+    checkpoint = Checkpoint(write_checkpoint(tmp_path / "m", {"a": [1.0], "p": values}, torch.bfloat16))
+    scratch = torch.empty(35 * 8, dtype=torch.uint8)
+    for start, stop in ((0, 35), (3, 4), (34, 35), (5, 5), (6, 29)):
+        assert torch.equal(checkpoint.fetch("p", start, stop, scratch), values.flatten()[start:stop])
+
+
+def test_a_file_cut_short_later_is_named_with_its_tensor(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(write_checkpoint(tmp_path / "m", {"a": [1.0], "p": [2.0, 3.0]}))
+    file = tmp_path / "m" / "model.safetensors"
+    os.truncate(file, file.stat().st_size - 4)
+    with pytest.raises(GraftbenchError, match=r"m/model\.safetensors: tensor 'p' ends 4 bytes too early"):
+        checkpoint.read("p")
+    assert checkpoint.read("a").tolist() == [1.0]
+
+
+def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(write_checkpoint(tmp_path / "m", {"p": [2.0, 3.0]}))
+    (tmp_path / "m" / "model.safetensors").unlink()
+    with pytest.raises(GraftbenchError, match=r"m/model\.safetensors cannot be opened \(No such file"):
+        checkpoint.read("p")
+
+
+def test_it_opens_again_after_it_was_closed(tmp_path: Path) -> None:
+    with Checkpoint(write_checkpoint(tmp_path / "m", {"p": [2.0]})) as checkpoint:
+        assert checkpoint.read("p").tolist() == [2.0]
+    assert checkpoint.read("p").tolist() == [2.0]
+    checkpoint.close()
 
 
 @pytest.mark.parametrize(

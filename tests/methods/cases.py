@@ -304,4 +304,94 @@ CASES = [
         {"p": [0.5, 0.0, 0.0, 0.0, 2.0]},
         **pair([0.0] * 5, [1.0, 0.0, 0.0, 0.0, 4.0], [0.0] * 5, [1.0] * 5, [1.0] * 5),
     ),
+    # mergekit's family. ⌊0.5·4⌋ = 2 of a, ⌊0.5·2⌋ = 1 of b. Left: x 4 −2 0 0 | 0 −6, y −2 0 0 8 | 0 4; half of y.
+    # Sums 3 −2 0 4 | 0 −4. Agreeing: 4; −2; none; 4 over 0.5; none; −6
+    Case(
+        "mergekit's TIES: trimmed tensor by tensor, normalised by the weights that agree",
+        "generalized_task_arithmetic",
+        {"select": "magnitude", "elect": True, "normalize": True, "density": 0.5, "weight": {"x": 1.0, "y": 0.5}},
+        {"a": [5.0, -1.0, 1.0, 9.0], "b": [0.0, -6.0]},
+    ),
+    Case(
+        "mergekit's TIES without normalisation",
+        "generalized_task_arithmetic",
+        {"select": "magnitude", "elect": True, "density": 0.5, "weight": {"x": 1.0, "y": 0.5}},
+        {"a": [5.0, -1.0, 1.0, 5.0], "b": [0.0, -6.0]},
+    ),
+    # The sum of the first entry is zero, which elects plus: 3.
+    Case(
+        "mergekit's TIES elects plus where the sum is zero",
+        "generalized_task_arithmetic",
+        {"select": "magnitude", "elect": True, "normalize": True, "density": {"x": 1.0, "y": 1.0}},
+        {"p": [10.0, 2.5]},
+        **pair([7.0, 1.0], [10.0, 2.0], [4.0, 3.0], [1.0, 1.0], [1.0, 1.0]),
+    ),
+    # ⌊0.1·4⌋ and ⌊0.1·2⌋ are zero.
+    Case(
+        "one entry is kept at any density above zero",
+        "generalized_task_arithmetic",
+        {"select": "magnitude", "density": {"x": 0.1, "y": 0.0}},
+        {"a": [5.0, 1.0, 1.0, 1.0], "b": [0.0, -6.0]},
+    ),
+    # y, weighted by −1: 2 2 −2 −8 | −1 −4.
+    # Sums 6 0 −1 −8 | 2 −10. Agreeing, over their weights: 6, not over 0; 2/−1; −2/−1; −8/−1; 3/1; −10, not over 0
+    Case(
+        "negative weights take part in the election and in the sum of weights",
+        "generalized_task_arithmetic",
+        {"elect": True, "normalize": True, "weight": {"x": 1.0, "y": -1.0}},
+        {"a": [7.0, -1.0, 3.0, 9.0], "b": [3.0, -10.0]},
+    ),
+    # 2·(4 − 0.5·2), 2·(−2 − 0.5·2) …, over 1.5
+    Case(
+        "a normalised sum, scaled",
+        "generalized_task_arithmetic",
+        {"normalize": True, "scale": 0.75, "weight": {"x": 1.0, "y": 0.5}},
+        {"a": [2.5, -0.5, 2.0, 3.0], "b": [1.75, -2.0]},
+    ),
+    # Weights that sum to zero divide by one: 4 + 2, −2 + 2, 1 − 2, −8 | 3 − 1, −6 − 4
+    Case(
+        "weights that cancel are not divided by",
+        "generalized_task_arithmetic",
+        {"normalize": True, "weight": {"x": 1.0, "y": -1.0}},
+        {"a": [7.0, 1.0, 0.0, -7.0], "b": [2.0, -10.0]},
+    ),
+    # x keeps 4 −2 of 7 in a and −6 of 9 in b, which become 7/6 and 9/6 as large; y keeps nothing.
+    Case(
+        "what is kept gets the norm of the whole",
+        "generalized_task_arithmetic",
+        {"select": "magnitude", "rescale": True, "density": {"x": 0.5, "y": 0.0}},
+        {"a": [5.666666666666667, -1.3333333333333333, 1.0, 1.0], "b": [0.0, -9.0]},
+    ),
+    # 2·Δ of x and −Δ of y: 10 −2 0 −8 | 5 −16, by half
+    Case(
+        "both kinds of weights multiply",
+        "generalized_task_arithmetic",
+        {"weight": {"x": 1.0, "y": -1.0}, "weights": {"x": 2.0}, "scale": 0.5},
+        {"a": [6.0, 0.0, 1.0, -3.0], "b": [2.5, -8.0]},
+    ),
+    Case(
+        "an average of experts, and not of edits",
+        "generalized_task_arithmetic",
+        {"origin": "zero", "weight": {"x": 0.5, "y": -0.5}},
+        {"a": [3.0, 0.0, -0.5, -4.0], "b": [1.0, -5.0]},
+    ),
+    # (5 − 0.5)/1.5, (−1 − 0.5)/1.5, (2 + 1.5)/1.5, (1 + 4.5)/1.5; (3 + 0.5)/1.5, (−6 + 2)/1.5
+    Case(
+        "a weighted average of experts",
+        "generalized_task_arithmetic",
+        {"origin": "zero", "normalize": True, "weight": {"x": 1.0, "y": 0.5}},
+        {"a": [3.0, -1.0, 2.3333333333333333, 3.6666666666666667], "b": [2.3333333333333333, -2.6666666666666667]},
+    ),
+    Case(
+        "a random choice of everything",
+        "generalized_task_arithmetic",
+        {"select": "random", "rescale": True, "scale": 0.25},
+        {"a": [1.5, 0.0, 1.75, 3.0], "b": [1.0, -0.5]},
+    ),
+    Case(
+        "a random choice of nothing",
+        "generalized_task_arithmetic",
+        {"select": "random", "rescale": True, "density": 0.0},
+        BASE,
+    ),
 ]

@@ -1,0 +1,381 @@
+"""Exact cutoffs of selections, over a model or over each tensor, in bounded memory and without sorting.
+
+A score is ≥ 0, so its fp32 bit pattern, read as an integer, has the order of the score. One pass counts how many scores
+share the upper bits of their patterns: these counts tell in which bucket the k-th largest score lies. A second pass
+counts the lower bits inside of the buckets that matter. Together they give the k-th largest of any number of scores.
+The first pass depends on the expert alone, and the second resolves many densities at once, so both can be kept.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.checkpoints import TensorInfo
+from harness.errors import GraftbenchError
+from harness.merging.cutoff_store import CutoffStore, ExpertCutoff, KnownCutoffs, LastTie
+from harness.merging.execution import Pool, Task, Workbench, ahead
+from harness.merging.pieces import Piece, cut, subdivide
+from harness.merging.plan import MergePlan
+from methods import Cutoff, Selection
+from methods.interface import per_expert
+from methods.selection import entries_to_keep
+
+Counts = NDArray[np.int64]
+Inside = tuple[Piece, Counts, Counts]
+"""A piece, the codes of its scores that matter, and how often each occurs."""
+
+_COUNT_BYTES = 8
+
+_LOWER_BITS = {"model": 12, "tensor": 16}
+"""Bits of a pattern that the first pass leaves to the second: few, where many densities are resolved together."""
+
+_MEMORY_SHARE = 4
+"""What resolving multiples of 0.01 beside the densities asked for may take: this part of the memory budget."""
+
+
+def find_cutoffs(plan: MergePlan, store: CutoffStore | None = None) -> dict[str, ExpertCutoff] | None:
+    """The cutoff of each expert's selection over the whole model, exactly; None if the method makes none.
+
+    Args:
+        plan: the merge.
+        store: where cutoffs are kept for later merges of the same experts; None keeps nothing.
+    """
+    selection = plan.method.selection()
+    if selection is None or selection.scope != "model":
+        return None
+    wanted = _ranks(selection, tuple(plan.experts), plan.entries)
+    found = {name: cutoff for name, cutoff in wanted.items() if isinstance(cutoff, ExpertCutoff)}
+    ranks = {name: rank for name, rank in wanted.items() if isinstance(rank, int)}
+    keys = plan.score_keys() if store is not None and ranks else {}
+    known = {name: before for name, key in keys.items() if store is not None and (before := store.get(key)) is not None}
+    found |= {name: known[name].cutoffs[rank] for name, rank in ranks.items() if rank in _kept(known, name)}
+    missing = {name: rank for name, rank in ranks.items() if name not in found}
+    if missing:
+        search = _Search(plan, missing, plan.parameters, _LOWER_BITS["model"])
+        upper = {name: known[name].upper for name in missing if name in known}
+        with Pool(plan, own_bytes=search.own_bytes) as pool:
+            fresh = search.result(pool, upper, hundredths=bool(keys))
+        found |= {name: each.cutoffs[missing[name]] for name, each in fresh.items()}
+        if store is not None:
+            for name in fresh.keys() & keys.keys():
+                store.put(keys[name], replace(fresh[name], cutoffs={**_kept(known, name), **fresh[name].cutoffs}))
+    return {name: found[name] for name in plan.experts}
+
+
+def cutoffs_in_turn(
+    plan: MergePlan, pool: Pool, parameters: Iterator[TensorInfo], model: Mapping[str, ExpertCutoff] | None
+) -> Iterator[tuple[TensorInfo, tuple[Cutoff, ...] | None]]:
+    """Parameters with the cutoffs of all experts in each: the model's, or found tensor by tensor ahead of their use."""
+    if model is not None:
+        settled = {name: _settled(plan, pool, name, cutoff) for name, cutoff in model.items()}
+        for info in parameters:
+            yield info, tuple(cutoff.within(info.name) for cutoff in settled.values())
+    elif plan.method.selection() is not None:
+        yield from ahead(((info, _in_tensor(plan, pool, info)) for info in parameters), depth=2)
+    else:
+        for info in parameters:
+            yield info, None
+
+
+def _in_tensor(plan: MergePlan, pool: Pool, info: TensorInfo) -> tuple[Cutoff, ...]:
+    selection = plan.method.selection_in(plan.site(info))
+    if selection is None:
+        return tuple(Cutoff(-torch.inf) for _ in plan.experts)
+    wanted = _ranks(selection, tuple(plan.experts), info.entries)
+    found = {name: cutoff for name, cutoff in wanted.items() if isinstance(cutoff, ExpertCutoff)}
+    ranks = {name: rank for name, rank in wanted.items() if isinstance(rank, int)}
+    if ranks:
+        search = _Search(plan, ranks, [info], _LOWER_BITS["tensor"])
+        for name, known in search.result(pool, {}, hundredths=False).items():
+            found[name] = _settled(plan, pool, name, known.cutoffs[ranks[name]])
+    return tuple(found[name].within(info.name) for name in plan.experts)
+
+
+def _kept(known: Mapping[str, KnownCutoffs], name: str) -> Mapping[int, ExpertCutoff]:
+    return known[name].cutoffs if name in known else {}
+
+
+def _ranks(selection: Selection, names: Sequence[str], entries: int) -> dict[str, "int | ExpertCutoff"]:
+    """For each expert how many entries shall survive, or at once the cutoff that needs no search."""
+    if selection.threshold is not None:
+        thresholds = per_expert(selection.threshold, names)
+        return {name: ExpertCutoff(value) for name, value in zip(names, thresholds, strict=True)}
+    assert selection.density is not None, "a method declares a selection without density or threshold"
+    wanted: dict[str, int | ExpertCutoff] = {}
+    for name, density in zip(names, per_expert(selection.density, names), strict=True):
+        rank = entries_to_keep(density, entries, selection.rounding)
+        wanted[name] = rank if rank > 0 and density < 1.0 else ExpertCutoff(torch.inf if rank == 0 else -torch.inf)
+    return wanted
+
+
+class _Search:
+    """The search for the k-th largest score of several experts over some parameters."""
+
+    def __init__(
+        self, plan: MergePlan, ranks: Mapping[str, int], parameters: Sequence[TensorInfo], lower_bits: int
+    ) -> None:
+        self._plan = plan
+        self._ranks = ranks
+        self._parameters = parameters
+        self._entries = sum(info.entries for info in parameters)
+        self._names = _scored_together(plan, ranks)
+        self._lower_bits = lower_bits
+
+    @property
+    def own_bytes(self) -> int:
+        """Memory in which each worker counts upper bits, where they are many."""
+        return len(self._names) * _buckets(self._lower_bits) * _COUNT_BYTES
+
+    def result(self, pool: Pool, upper: Mapping[str, Counts], hundredths: bool) -> dict[str, KnownCutoffs]:
+        """What was found for each expert.
+
+        Args:
+            pool: the workers.
+            upper: the counts of upper bits that are known already.
+            hundredths: resolve all multiples of 0.01 together with the ranks asked for, if memory allows.
+        """
+        if any(name not in upper for name in self._ranks):
+            upper = {**self._count_upper(pool), **upper}
+        ranks = {name: [rank] for name, rank in self._ranks.items()}
+        if hundredths:
+            all_ranks = {entries_to_keep(hundredth / 100, self._entries) for hundredth in range(1, 100)}
+            more = {name: sorted({rank, *all_ranks}) for name, rank in self._ranks.items()}
+            if _bytes_to_resolve(upper, more) * _MEMORY_SHARE <= pool.budget:
+                ranks = more
+        buckets = {name: [_locate(upper[name], rank) for rank in each] for name, each in ranks.items()}
+        tables = {name: sorted({bucket for bucket, _ in found}) for name, found in buckets.items()}
+        inside = self._count_lower(pool, tables)
+        return {
+            name: KnownCutoffs(
+                upper[name], dict(zip(ranks[name], self._resolve(inside[name], tables[name], found), strict=True))
+            )
+            for name, found in buckets.items()
+        }
+
+    def _pieces(self, task: Task) -> Iterator[tuple[Task, Piece]]:
+        for piece in cut(self._parameters, self._plan.granularity, self._plan.execution.piece_entries):
+            yield task, piece
+
+    def _count_upper(self, pool: Pool) -> dict[str, Counts]:
+        """How many scores fall into each bucket: one pass."""
+        shape = (len(self._names), _buckets(self._lower_bits))
+        totals = torch.zeros(shape, dtype=torch.int64)
+        for _, counts, _ in pool.run(self._pieces(_CountUpper(self._names, self._lower_bits))):
+            if counts is not None:
+                totals += torch.from_numpy(counts)
+        for own in pool.own if _is_kept(self._lower_bits) else []:
+            totals += own.view(torch.int64).view(shape)
+            own.zero_()
+        return {name: counts for name, counts in zip(self._names, totals.numpy(), strict=True) if name in self._ranks}
+
+    def _count_lower(self, pool: Pool, tables: Mapping[str, list[int]]) -> dict[str, list[Inside]]:
+        """The scores inside of the buckets, for each expert and piece: one pass."""
+        task = _CountLower(self._names, self._lower_bits, tuple(tuple(tables.get(name, ())) for name in self._names))
+        inside: dict[str, list[Inside]] = {name: [] for name in tables}
+        for piece, each, _ in pool.run(self._pieces(task)):
+            for name, (codes, counts) in zip(self._names, each, strict=True):
+                if name in inside:
+                    inside[name].append((piece, codes, counts))
+        return inside
+
+    def _resolve(
+        self, inside: Sequence[Inside], table: Sequence[int], found: Sequence[tuple[int, int]]
+    ) -> list[ExpertCutoff]:
+        """The cutoff of each rank, given its bucket and its rank inside of that."""
+        totals = np.zeros(len(table) << self._lower_bits, dtype=np.int64)
+        for _, codes, counts in inside:
+            totals[codes] += counts
+        by_bucket = totals.reshape(len(table), -1)
+        places = [table.index(bucket) for bucket, _ in found]
+        located = [_locate(by_bucket[place], within) for place, (_, within) in zip(places, found, strict=True)]
+        targets = np.array([(p << self._lower_bits) | low for p, (low, _) in zip(places, located, strict=True)])
+        ordered = sorted(inside, key=lambda entry: (entry[0].info.name, entry[0].start))
+        tied = np.stack([_counts_of(targets, codes, counts) for _, codes, counts in ordered])
+        pieces = [piece for piece, _, _ in ordered]
+        cutoffs = []
+        for column, ((bucket, _), (low, left)) in enumerate(zip(found, located, strict=True)):
+            pattern = (bucket << self._lower_bits) | low
+            cutoffs.append(_deal(pattern, left, pieces, tied[:, column]))
+        return cutoffs
+
+
+@dataclass(frozen=True)
+class _CountUpper:
+    """Counts the upper bits of a piece's scores; returns the counts, or adds them up where they are many."""
+
+    names: tuple[str, ...]
+    lower_bits: int
+
+    def __call__(self, bench: Workbench, piece: Piece, slot: int) -> Counts | None:
+        shape = (len(self.names), _buckets(self.lower_bits))
+        kept = _is_kept(self.lower_bits)
+        totals = bench.own.view(torch.int64).view(shape).numpy() if kept else np.zeros(shape, dtype=np.int64)
+        for _, scores in _tiles(bench, self.names, piece):
+            for counts, patterns in zip(totals, scores, strict=True):
+                _count(counts, patterns >> self.lower_bits)
+        return None if kept else totals
+
+
+@dataclass(frozen=True)
+class _CountLower:
+    """Gives for each expert the codes of those scores of a piece that lie inside of its buckets, and their counts.
+
+    A code is the bucket's place in the expert's table, followed by the lower bits.
+    """
+
+    names: tuple[str, ...]
+    lower_bits: int
+    tables: tuple[tuple[int, ...], ...]
+
+    def __call__(self, bench: Workbench, piece: Piece, slot: int) -> list[tuple[Counts, Counts]]:
+        codes: list[list[Counts]] = [[] for _ in self.names]
+        for _, scores in _tiles(bench, self.names, piece):
+            for found, table, patterns in zip(codes, self._lookup(bench), scores, strict=True):
+                place = table.index_select(0, (patterns >> self.lower_bits) & (_buckets(self.lower_bits) - 1))
+                places, lower = _where_not_zero(place, patterns)
+                found.append(((places - 1) << self.lower_bits) | (lower & ((1 << self.lower_bits) - 1)))
+        counted = [np.unique(np.concatenate(found), return_counts=True) for found in codes]
+        return [(values, counts.astype(np.int32)) for values, counts in counted]
+
+    def _lookup(self, bench: Workbench) -> Tensor:
+        """For each expert and bucket its place in the table, from 1; 0 where it does not matter."""
+        known = bench.kept.get(_CountLower)
+        if known is None or known[0] != self:
+            lookup = torch.zeros(len(self.names), _buckets(self.lower_bits), dtype=torch.uint8)
+            for row, table in zip(lookup, self.tables, strict=True):
+                row[list(table)] = torch.arange(1, len(table) + 1, dtype=torch.uint8)
+            known = bench.kept[_CountLower] = (self, lookup.to(bench.device))
+        tensor: Tensor = known[1]
+        return tensor
+
+
+@dataclass(frozen=True)
+class _FindTie:
+    """Gives the flat index after the nth entry of an expert that has a score, from 1, counted within a piece."""
+
+    names: tuple[str, ...]
+    expert: int
+    pattern: int
+    nth: int
+
+    def __call__(self, bench: Workbench, piece: Piece, slot: int) -> int | None:
+        left = self.nth
+        for tile, patterns in _tiles(bench, self.names, piece):
+            tied = (patterns[self.expert] == self.pattern).nonzero().flatten()
+            if len(tied) >= left:
+                return tile.start + int(tied[left - 1]) + 1
+            left -= len(tied)
+        return None
+
+
+def _settled(plan: MergePlan, pool: Pool, expert: str, cutoff: ExpertCutoff) -> ExpertCutoff:
+    """The same cutoff with the flat index after the last tie that is kept, looked up in the one piece where it lies."""
+    last = cutoff.last
+    if last is None or last.until is not None:
+        return cutoff
+    info = next(info for info in plan.parameters if info.name == last.name)
+    names = _scored_together(plan, [expert])
+    task = _FindTie(names, names.index(expert), _pattern(cutoff.threshold), last.nth)
+    ((_, until, _),) = pool.run([(task, Piece(info, last.start, last.stop))])
+    if until is None:
+        raise GraftbenchError(
+            f"'{last.name}' of expert '{expert}' scores differently than when its cutoff was found; "
+            "its files changed meanwhile, or the method's score is not deterministic"
+        )
+    return cutoff.settled(until)
+
+
+def _scored_together(plan: MergePlan, names: Iterable[str]) -> tuple[str, ...]:
+    """The experts that must be read to score some of them."""
+    return tuple(names) if plan.scores_alone else tuple(plan.experts)
+
+
+def _tiles(bench: Workbench, names: tuple[str, ...], piece: Piece) -> Iterator[tuple[Piece, Tensor]]:
+    """Each tile of a piece with the bit patterns of its scores, int32, `[experts, entries]`."""
+    plan, reader = bench.plan, bench.reader(names)
+    for tile in subdivide(piece, plan.granularity, plan.execution.tile):
+        parameter = reader.read(tile, bench.device)
+        scores = plan.method.score(parameter).to(torch.float32)
+        if scores.shape != parameter.experts.shape:
+            raise GraftbenchError(
+                f"method '{plan.name}' scored '{tile.info.name}' in shape {list(scores.shape)}, "
+                f"not {list(parameter.experts.shape)}, one score for every entry of every expert"
+            )
+        if tile.entries and not torch.aminmax(scores).min >= 0:
+            raise GraftbenchError(f"method '{plan.name}' scored '{tile.info.name}' with negative numbers or NaN")
+        yield tile, scores.contiguous().view(torch.int32).view(len(names), -1)
+
+
+def _buckets(lower_bits: int) -> int:
+    return 1 << (31 - lower_bits)
+
+
+def _is_kept(lower_bits: int) -> bool:
+    """Whether a worker adds up its counts of upper bits, since they are too many to hand over piece by piece."""
+    return lower_bits == _LOWER_BITS["model"]
+
+
+def _bytes_to_resolve(upper: Mapping[str, Counts], ranks: Mapping[str, list[int]]) -> int:
+    """What the second pass will hold: a code and a count for each score in a bucket that matters."""
+    buckets = {name: {_locate(upper[name], rank)[0] for rank in each} for name, each in ranks.items()}
+    return 8 * sum(int(upper[name][sorted(each)].sum()) for name, each in buckets.items())
+
+
+def _pattern(score: float) -> int:
+    return int(torch.tensor(score, dtype=torch.float32).view(torch.int32))
+
+
+def _locate(counts: Counts, k: int) -> tuple[int, int]:
+    """The bucket that holds the k-th largest value, and how many of the k it holds."""
+    from_above = counts[::-1].cumsum()
+    steps = int(np.searchsorted(from_above, k))
+    return len(counts) - 1 - steps, k - (int(from_above[steps - 1]) if steps else 0)
+
+
+def _count(counts: Counts, buckets: Tensor) -> None:
+    """Count how many scores fall into each bucket; −0 has a negative pattern, and belongs to the first."""
+    if buckets.device.type == "cpu":
+        # A bincount would make, and clear, an array as large as the counts for every tile.
+        np.add.at(counts, buckets.long().numpy(), 1)  # counts negative indices from the end, so that −n is the first
+    else:
+        counts += torch.bincount(buckets & (len(counts) - 1), minlength=len(counts)).cpu().numpy()
+
+
+def _where_not_zero(place: Tensor, patterns: Tensor) -> tuple[Counts, Counts]:
+    """The entries of both, int32, where the first is not zero."""
+    if place.device.type == "cpu":
+        # NumPy finds few entries among many four times faster.
+        where = np.flatnonzero(place.numpy())
+        return place.numpy()[where].astype(np.int32), patterns.numpy()[where]
+    found = place.nonzero().flatten()
+    return place[found].to(torch.int32).cpu().numpy(), patterns[found].cpu().numpy()
+
+
+def _deal(pattern: int, left: int, pieces: Sequence[Piece], tied: Counts) -> ExpertCutoff:
+    """The cutoff at a score, of whose ties, counted piece by piece, so many are kept: by parameter, then flat index."""
+    threshold = float(torch.tensor(pattern, dtype=torch.int32).view(torch.float32))
+    if not pattern:
+        return ExpertCutoff(threshold)
+    up_to = tied.cumsum()
+    end = int(np.searchsorted(up_to, left))
+    nth = left - int(up_to[end] - tied[end])
+    ties: dict[str, int] = {}
+    for i in np.flatnonzero(tied[: end + 1]).tolist():
+        name = pieces[i].info.name
+        ties[name] = ties.get(name, 0) + (int(tied[i]) if i < end else nth)
+    if left == up_to[-1]:
+        return ExpertCutoff(threshold, ties)
+    last = pieces[end]
+    return ExpertCutoff(threshold, ties, LastTie(last.info.name, last.start, last.stop, nth))
+
+
+def _counts_of(targets: NDArray[np.int64], codes: Counts, counts: Counts) -> Counts:
+    """How often each target occurs among sorted codes with counts."""
+    if not len(codes):
+        return np.zeros(len(targets), dtype=np.int64)
+    places = np.searchsorted(codes, targets).clip(max=len(codes) - 1)
+    return np.where(codes[places] == targets, counts[places], 0).astype(np.int64)
