@@ -3,9 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEER := .mergekit
+BENCHMARK_FOLDER ?= runs/benchmark
 GRAFTBENCH := $(BIN)/graftbench
 
-.PHONY: help install leaderboard zoo-check tune test lint types pytest clean
+.PHONY: help install leaderboard zoo-check tune test lint types pytest mergekit benchmark clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -43,5 +45,15 @@ types: install ## mypy
 pytest: install ## the tests
 	$(BIN)/pytest
 
-clean: ## remove the virtual environment and caches; runs/ stays
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+$(PEER)/installed: constraints.txt
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" mergekit==0.1.5
+	touch $@
+
+mergekit: $(PEER)/installed ## install mergekit in an environment of its own: tests compare with it, else they skip that
+
+benchmark: install mergekit ## measure merges beside mergekit's (20 GB of disk, half an hour), write benchmarks/merge_speed.md
+	$(BIN)/python -m benchmarks.merge_speed $(BENCHMARK_FOLDER) --mergekit-python $(PEER)/bin/python --report
+
+clean: ## remove the virtual environments and caches; runs/ stays
+	rm -rf $(VENV) $(PEER) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
