@@ -21,6 +21,7 @@ from rich.logging import RichHandler
 
 from harness import __version__, config, verbs
 from harness.errors import GraftbenchError, unknown_name
+from harness.files import digests_kept_in
 from harness.help import print_overview, print_verb_help
 from harness.overrides import CommandLine, check, given_for_method, read_command_line
 
@@ -93,7 +94,9 @@ def _hand_to_hydra(name: str, line: CommandLine) -> None:
         try:
             sweep = Path(runtime.sweep.dir).name if runtime.mode == RunMode.MULTIRUN else None
             invocation = config.Invocation(dict(runtime.runtime.choices), given_for_method(overrides), sweep)
-            return verb.act(verb.read(cfg, invocation))
+            settings = verb.read(cfg, invocation)
+            with digests_kept_in(settings.home / "digests.json"):
+                return verb.act(settings)
         except Exception as error:
             if runtime.mode != RunMode.MULTIRUN:
                 raised.append(error)

@@ -1,7 +1,6 @@
 """Files that are either whole or absent, and digests of what they hold."""
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -13,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 _SETTLED_SECONDS = 2.0
+
+_WORTH_KEEPING_BYTES = 10**7
+"""Smaller files are read again faster than one could wonder whether they changed."""
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -70,21 +72,48 @@ def _make_readable(folder: Path) -> None:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal.
 
-    A process reads a file once, as long as its place, size and times stay what they were: a sweep would hash the same
-    models in every job. A file that changed within the last seconds is read each time, since a clock's tick may hide
-    the next change.
+    A file is read once, as long as its place, size and times stay what they were: a sweep would hash the same models in
+    every job. A file that changed within the last seconds is read each time, since a clock's tick may hide the next
+    change. See `digests_kept_in` for how long "once" is.
     """
     path = Path(path).resolve()
     status = path.stat()
+    identity = f"{path} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
     settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS
-    read = _digest_of_settled if settled else _digest_of_settled.__wrapped__
-    return read(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _digest_of_settled(path: Path, *_: int) -> str:
+    if settled and identity in _known_digests:
+        return _known_digests[identity]
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if settled:
+        _known_digests[identity] = digest
+    return digest
+
+
+@contextlib.contextmanager
+def digests_kept_in(file: Path) -> Iterator[None]:
+    """Know the digests that earlier processes have left in a file, and leave those of this one there for later."""
+    try:
+        kept = {str(identity): str(digest) for identity, digest in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError):
+        kept = {}
+    _known_digests.update(kept)
+    before = set(_known_digests)
+    try:
+        yield
+    finally:
+        new = {identity: _known_digests[identity] for identity in _known_digests.keys() - before}
+        if any(map(_is_worth_keeping, new)):
+            kept = {identity: digest for identity, digest in (kept | new).items() if _is_worth_keeping(identity)}
+            with contextlib.suppress(OSError):
+                write_text_atomically(file, json.dumps(kept, indent=1, sort_keys=True) + "\n")
+
+
+_known_digests: dict[str, str] = {}
+
+
+def _is_worth_keeping(identity: str) -> bool:
+    path, _, size, *_ = identity.rsplit(" ", 4)
+    return int(size) >= _WORTH_KEEPING_BYTES and Path(path).exists()
 
 
 def text_digest(text: str) -> str:

@@ -1,6 +1,10 @@
 """Files and folders are whole or absent, and readable by whom the umask says."""
 
+import hashlib
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -8,7 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.files import canonical_json, file_digest, folder_written_atomically, text_digest, write_text_atomically
+from harness.files import (
+    canonical_json,
+    digests_kept_in,
+    file_digest,
+    folder_written_atomically,
+    text_digest,
+    write_text_atomically,
+)
 
 
 def test_a_folder_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
@@ -68,3 +79,27 @@ def test_a_digest_follows_every_change(tmp_path: Path) -> None:
     file.write_text("six")
     os.utime(file, (1, 1))
     assert file_digest(file) == text_digest("six"), "same size and time of writing, yet another content"
+
+
+def test_another_process_knows_the_digests_of_large_files_until_they_change(tmp_path: Path) -> None:
+    large, small, kept = tmp_path / "large file", tmp_path / "small", tmp_path / "digests.json"
+    large.write_bytes(b"a" * 10**7)
+    small.write_bytes(b"a")
+    time.sleep(2.1)
+    with digests_kept_in(kept):
+        digest = file_digest(large)
+        file_digest(small)
+    entries = json.loads(kept.read_text())
+    assert list(entries.values()) == [digest]
+    kept.write_text(json.dumps(dict.fromkeys(entries, "what another process said")))
+    asked = f"from pathlib import Path\nfrom harness.files import *\nwith digests_kept_in(Path({str(kept)!r})):\n"
+    asked += f"    print(file_digest(Path({str(large)!r})))"
+
+    def another_process() -> str:
+        return subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
+
+    assert another_process() == "what another process said"
+    large.write_bytes(b"b" * 10**7)
+    assert another_process() == hashlib.sha256(b"b" * 10**7).hexdigest()
+    kept.write_text("not JSON")
+    assert another_process() == hashlib.sha256(b"b" * 10**7).hexdigest()

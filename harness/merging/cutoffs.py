@@ -33,6 +33,9 @@ _COUNT_BYTES = 8
 _LOWER_BITS = {"model": 12, "tensor": 16}
 """Bits of a pattern that the first pass leaves to the second: few, where many densities are resolved together."""
 
+_NOTHING = ExpertCutoff(torch.inf, {}, LastTie("", 0, 0, 0, until=0))
+"""Keeps no entry, even of those that score infinity: they are ties, and the last that is kept lies before all names."""
+
 _MEMORY_SHARE = 4
 """What resolving multiples of 0.01 beside the densities asked for may take: this part of the memory budget."""
 
@@ -108,7 +111,10 @@ def _ranks(selection: Selection, names: Sequence[str], entries: int) -> dict[str
     wanted: dict[str, int | ExpertCutoff] = {}
     for name, density in zip(names, per_expert(selection.density, names), strict=True):
         rank = entries_to_keep(density, entries, selection.rounding)
-        wanted[name] = rank if rank > 0 and density < 1.0 else ExpertCutoff(torch.inf if rank == 0 else -torch.inf)
+        if rank == 0:
+            wanted[name] = _NOTHING
+        else:
+            wanted[name] = rank if density < 1.0 else ExpertCutoff(-torch.inf)
     return wanted
 
 
@@ -305,7 +311,7 @@ def _tiles(bench: Workbench, names: tuple[str, ...], piece: Piece) -> Iterator[t
                 f"method '{plan.name}' scored '{tile.info.name}' in shape {list(scores.shape)}, "
                 f"not {list(parameter.experts.shape)}, one score for every entry of every expert"
             )
-        if tile.entries and not torch.aminmax(scores).min >= 0:
+        if tile.entries and not scores.amin() >= 0:
             raise GraftbenchError(f"method '{plan.name}' scored '{tile.info.name}' with negative numbers or NaN")
         yield tile, scores.contiguous().view(torch.int32).view(len(names), -1)
 

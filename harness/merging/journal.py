@@ -28,24 +28,29 @@ class Journal:
     """Names and digests of the tensors that are whole in an unfinished folder."""
 
     def __init__(self, file: Path, identity: str) -> None:
-        """Go on with what is there if it is of the same merge, else start over.
+        """Go on with what is there if it is of the same merge, else empty the folder and start over.
 
         Args:
-            file: where it is kept.
+            file: where it is kept, in the unfinished folder.
             identity: what the merge is; anything else in the file means that it is of another one.
         """
         self._file = file
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
         self.finished: dict[str, str] = {}
         """Digest of each tensor that an interrupted merge had finished."""
         if lines[:1] == [identity]:
             for line in lines[1:]:
                 try:
                     name, digest = json.loads(line)
-                except ValueError:
+                except (ValueError, TypeError):
                     break  # the line that the interruption cut
-                self.finished[name] = digest
-        file.write_text("".join(f"{line}\n" for line in (identity, *map(json.dumps, self.finished.items()))))
+                self.finished[str(name)] = str(digest)
+        else:
+            for left in file.parent.iterdir():  # shards and tokenizer files of another merge
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        file.write_text(
+            "".join(f"{line}\n" for line in (identity, *map(json.dumps, self.finished.items()))), encoding="utf-8"
+        )
 
     def add(self, name: str, digest: str) -> None:
         """Note that a tensor has been written whole."""

@@ -73,12 +73,13 @@ def merge_to_folder(
     check_room(shards, out)
     try:
         with unfinished_folder(out) as folder:
+            journal = Journal(folder / JOURNAL_NAME, _identity(plan, shard_bytes))
             _write_companions(plan, folder)
             with CheckpointWriter(folder, shards) as writer:
                 started = time.perf_counter()
                 cutoffs = find_cutoffs(plan, store)
                 merging = time.perf_counter()
-                digests, resumed = _write_weights(plan, cutoffs, folder, writer, shard_bytes)
+                digests, resumed = _write_weights(plan, cutoffs, journal, writer)
                 writer.finish()
             finished = time.perf_counter()
             seconds = {"cutoffs": merging - started, "merge": finished - merging}
@@ -112,16 +113,15 @@ def check_room(shards: Sequence[ShardPlan], out: Path) -> None:
         )
 
 
+def _identity(plan: MergePlan, shard_bytes: int) -> str:
+    """What the files of an interrupted merge must be of, so that it can go on."""
+    return text_digest(canonical_json({"recipe": plan.recipe(), "shard_bytes": shard_bytes, **_VERSIONS}))
+
+
 def _write_weights(
-    plan: MergePlan,
-    cutoffs: Mapping[str, ExpertCutoff] | None,
-    folder: Path,
-    writer: CheckpointWriter,
-    shard_bytes: int,
+    plan: MergePlan, cutoffs: Mapping[str, ExpertCutoff] | None, journal: Journal, writer: CheckpointWriter
 ) -> tuple[dict[str, str], int]:
     """Write what is not there yet; returns the digest of every tensor, and how many were there."""
-    identity = text_digest(canonical_json({"recipe": plan.recipe(), "shard_bytes": shard_bytes, **_VERSIONS}))
-    journal = Journal(folder / JOURNAL_NAME, identity)
     digests = {
         info.name: journal.finished[info.name]
         for info in plan.parameters

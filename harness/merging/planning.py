@@ -143,7 +143,8 @@ def _within_memory(plan: MergePlan) -> tuple[MergePlan, list[str]]:
     if execution.memory_bytes is not None and needed > execution.memory_bytes:
         return plan, [
             f"memory_gb={execution.memory_bytes / 1e9:g} is too little: '{largest}' takes {needed / 1e9:.3g} GB, since "
-            f"method '{plan.name}' works on {plan.granularity} granularity; give memory_gb={math.ceil(needed / 1e6) / 1e3:g}"
+            f"method '{plan.name}' works on {plan.granularity} granularity; "
+            f"give memory_gb={math.ceil(needed / 1e6) / 1e3:g}"
         ]
     available = psutil.virtual_memory().available
     if needed > available:

@@ -36,19 +36,19 @@ class Reader:
         Raises:
             GraftbenchError: it cannot be read, or holds NaN or Inf; file and tensor are named.
         """
-        plan, entries = self._plan, piece.entries
+        plan, entries, number = self._plan, piece.entries, len(self._sources)
         shape = piece.shape(plan.granularity)
         memory = self._memory(entries, device)
         base = memory.base[:entries]
-        experts = memory.experts[: entries * len(self._sources)].view(-1, entries)
+        experts = memory.experts[: entries * number].view(number, entries)
         if plan.reads_base:
             memory.load(base, plan.base, piece, 0)
-        for number, (row, source) in enumerate(zip(experts, self._sources, strict=True), 1):
-            memory.load(row, source, piece, number)
+        for place, (row, source) in enumerate(zip(experts, self._sources, strict=True), 1):
+            memory.load(row, source, piece, place)
         self._check_finite(piece, base if plan.reads_base else None, experts)
         curvatures = None
         if self._curvature is not None:
-            host = memory.curvatures[: entries * len(self._sources)].view(-1, entries)
+            host = memory.curvatures[: entries * number].view(number, entries)
             self._curvature.fetch_into(host, piece.info.name, piece.start, piece.stop, memory.scratch[-1])
             curvatures = host.to(device, non_blocking=True)
         if self._missing is not None and plan.vocabulary.covers(piece.info):
@@ -58,9 +58,9 @@ class Reader:
         return Parameter(
             name=piece.info.name,
             base=base.view(shape) if uses_base else base.new_full((), torch.nan).expand(shape),
-            experts=experts.view(-1, *shape),
+            experts=experts.view(number, *shape),
             expert_names=self.expert_names,
-            curvatures=curvatures.view(-1, *shape) if curvatures is not None else None,
+            curvatures=curvatures.view(number, *shape) if curvatures is not None else None,
             cutoffs=cutoffs,
             role=role,
             layer=layer,
