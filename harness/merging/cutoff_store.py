@@ -2,15 +2,21 @@
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.files import file_written_atomically
 from methods import Cutoff
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged archive may raise."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class ExpertCutoff:
 class KnownCutoffs:
     """What is known of one expert's scores."""
 
-    upper: NDArray[np.int64]
+    upper: NDArray[np.integer[Any]]
     """How many scores share the upper bits of their patterns."""
     cutoffs: Mapping[int, ExpertCutoff]
     """The cutoffs that keep so many entries."""
@@ -75,7 +81,7 @@ class CutoffStore:
             with np.load(self._folder / f"{key}.npz", allow_pickle=False) as stored:
                 found = json.loads(bytes(stored["cutoffs"]))
                 return KnownCutoffs(stored["upper"], {int(rank): _from_json(entry) for rank, entry in found.items()})
-        except (OSError, ValueError, KeyError, TypeError, EOFError):
+        except _UNREADABLE:
             return None
 
     def put(self, key: str, known: KnownCutoffs) -> None:

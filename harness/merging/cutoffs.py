@@ -6,27 +6,24 @@ counts the lower bits inside of the buckets that matter. Together they give the 
 The first pass depends on the expert alone, and the second resolves many densities at once, so both can be kept.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.checkpoints import TensorInfo
 from harness.errors import GraftbenchError
+from harness.merging.bracket import bracketed_cutoffs
 from harness.merging.cutoff_store import CutoffStore, ExpertCutoff, KnownCutoffs, LastTie
 from harness.merging.execution import Pool, Task, Workbench, ahead
-from harness.merging.pieces import Piece, cut, subdivide
+from harness.merging.pieces import Piece, cut
 from harness.merging.plan import MergePlan
+from harness.merging.scores import Counts, Inside, counts_of, deal_ties, pattern_of, score_tiles, scored_together
 from methods import Cutoff, Selection
 from methods.interface import per_expert
 from methods.selection import entries_to_keep
-
-Counts = NDArray[np.int64]
-Inside = tuple[Piece, Counts, Counts]
-"""A piece, the codes of its scores that matter, and how often each occurs."""
 
 _COUNT_BYTES = 8
 
@@ -91,10 +88,13 @@ def _in_tensor(plan: MergePlan, pool: Pool, info: TensorInfo) -> tuple[Cutoff, .
     wanted = _ranks(selection, tuple(plan.experts), info.entries)
     found = {name: cutoff for name, cutoff in wanted.items() if isinstance(cutoff, ExpertCutoff)}
     ranks = {name: rank for name, rank in wanted.items() if isinstance(rank, int)}
-    if ranks:
-        search = _Search(plan, ranks, [info], _LOWER_BITS["tensor"])
-        for name, known in search.result(pool, {}, hundredths=False).items():
-            found[name] = _settled(plan, pool, name, known.cutoffs[ranks[name]])
+    searched = bracketed_cutoffs(plan, pool, ranks, [info])
+    missing = {name: rank for name, rank in ranks.items() if name not in searched}
+    if missing:
+        search = _Search(plan, missing, [info], _LOWER_BITS["tensor"])
+        fresh = search.result(pool, {}, hundredths=False)
+        searched |= {name: fresh[name].cutoffs[rank] for name, rank in missing.items()}
+    found |= {name: _settled(plan, pool, name, cutoff) for name, cutoff in searched.items()}
     return tuple(found[name].within(info.name) for name in plan.experts)
 
 
@@ -128,7 +128,7 @@ class _Search:
         self._ranks = ranks
         self._parameters = parameters
         self._entries = sum(info.entries for info in parameters)
-        self._names = _scored_together(plan, ranks)
+        self._names = scored_together(plan, ranks)
         self._lower_bits = lower_bits
 
     @property
@@ -200,12 +200,12 @@ class _Search:
         located = [_locate(by_bucket[place], within) for place, (_, within) in zip(places, found, strict=True)]
         targets = np.array([(p << self._lower_bits) | low for p, (low, _) in zip(places, located, strict=True)])
         ordered = sorted(inside, key=lambda entry: (entry[0].info.name, entry[0].start))
-        tied = np.stack([_counts_of(targets, codes, counts) for _, codes, counts in ordered])
+        tied = np.stack([counts_of(targets, codes, counts) for _, codes, counts in ordered])
         pieces = [piece for piece, _, _ in ordered]
         cutoffs = []
         for column, ((bucket, _), (low, left)) in enumerate(zip(found, located, strict=True)):
             pattern = (bucket << self._lower_bits) | low
-            cutoffs.append(_deal(pattern, left, pieces, tied[:, column]))
+            cutoffs.append(deal_ties(pattern, left, pieces, tied[:, column]))
         return cutoffs
 
 
@@ -220,7 +220,7 @@ class _CountUpper:
         shape = (len(self.names), _buckets(self.lower_bits))
         kept = _is_kept(self.lower_bits)
         totals = bench.own.view(torch.int64).view(shape).numpy() if kept else np.zeros(shape, dtype=np.int64)
-        for _, scores in _tiles(bench, self.names, piece):
+        for _, scores in score_tiles(bench, self.names, piece):
             for counts, patterns in zip(totals, scores, strict=True):
                 _count(counts, patterns >> self.lower_bits)
         return None if kept else totals
@@ -239,7 +239,7 @@ class _CountLower:
 
     def __call__(self, bench: Workbench, piece: Piece, slot: int) -> list[tuple[Counts, Counts]]:
         codes: list[list[Counts]] = [[] for _ in self.names]
-        for _, scores in _tiles(bench, self.names, piece):
+        for _, scores in score_tiles(bench, self.names, piece):
             for found, table, patterns in zip(codes, self._lookup(bench), scores, strict=True):
                 place = table.index_select(0, (patterns >> self.lower_bits) & (_buckets(self.lower_bits) - 1))
                 places, lower = _where_not_zero(place, patterns)
@@ -270,7 +270,7 @@ class _FindTie:
 
     def __call__(self, bench: Workbench, piece: Piece, slot: int) -> int | None:
         left = self.nth
-        for tile, patterns in _tiles(bench, self.names, piece):
+        for tile, patterns in score_tiles(bench, self.names, piece):
             tied = (patterns[self.expert] == self.pattern).nonzero().flatten()
             if len(tied) >= left:
                 return tile.start + int(tied[left - 1]) + 1
@@ -284,8 +284,8 @@ def _settled(plan: MergePlan, pool: Pool, expert: str, cutoff: ExpertCutoff) -> 
     if last is None or last.until is not None:
         return cutoff
     info = next(info for info in plan.parameters if info.name == last.name)
-    names = _scored_together(plan, [expert])
-    task = _FindTie(names, names.index(expert), _pattern(cutoff.threshold), last.nth)
+    names = scored_together(plan, [expert])
+    task = _FindTie(names, names.index(expert), pattern_of(cutoff.threshold), last.nth)
     ((_, until, _),) = pool.run([(task, Piece(info, last.start, last.stop))])
     if until is None:
         raise GraftbenchError(
@@ -293,27 +293,6 @@ def _settled(plan: MergePlan, pool: Pool, expert: str, cutoff: ExpertCutoff) -> 
             "its files changed meanwhile, or the method's score is not deterministic"
         )
     return cutoff.settled(until)
-
-
-def _scored_together(plan: MergePlan, names: Iterable[str]) -> tuple[str, ...]:
-    """The experts that must be read to score some of them."""
-    return tuple(names) if plan.scores_alone else tuple(plan.experts)
-
-
-def _tiles(bench: Workbench, names: tuple[str, ...], piece: Piece) -> Iterator[tuple[Piece, Tensor]]:
-    """Each tile of a piece with the bit patterns of its scores, int32, `[experts, entries]`."""
-    plan, reader = bench.plan, bench.reader(names)
-    for tile in subdivide(piece, plan.granularity, plan.execution.tile):
-        parameter = reader.read(tile, bench.device)
-        scores = plan.method.score(parameter).to(torch.float32)
-        if scores.shape != parameter.experts.shape:
-            raise GraftbenchError(
-                f"method '{plan.name}' scored '{tile.info.name}' in shape {list(scores.shape)}, "
-                f"not {list(parameter.experts.shape)}, one score for every entry of every expert"
-            )
-        if tile.entries and not scores.amin() >= 0:
-            raise GraftbenchError(f"method '{plan.name}' scored '{tile.info.name}' with negative numbers or NaN")
-        yield tile, scores.contiguous().view(torch.int32).view(len(names), -1)
 
 
 def _buckets(lower_bits: int) -> int:
@@ -329,10 +308,6 @@ def _bytes_to_resolve(upper: Mapping[str, Counts], ranks: Mapping[str, list[int]
     """What the second pass will hold: a code and a count for each score in a bucket that matters."""
     buckets = {name: {_locate(upper[name], rank)[0] for rank in each} for name, each in ranks.items()}
     return 8 * sum(int(upper[name][sorted(each)].sum()) for name, each in buckets.items())
-
-
-def _pattern(score: float) -> int:
-    return int(torch.tensor(score, dtype=torch.float32).view(torch.int32))
 
 
 def _locate(counts: Counts, k: int) -> tuple[int, int]:
@@ -359,29 +334,3 @@ def _where_not_zero(place: Tensor, patterns: Tensor) -> tuple[Counts, Counts]:
         return place.numpy()[where].astype(np.int32), patterns.numpy()[where]
     found = place.nonzero().flatten()
     return place[found].to(torch.int32).cpu().numpy(), patterns[found].cpu().numpy()
-
-
-def _deal(pattern: int, left: int, pieces: Sequence[Piece], tied: Counts) -> ExpertCutoff:
-    """The cutoff at a score, of whose ties, counted piece by piece, so many are kept: by parameter, then flat index."""
-    threshold = float(torch.tensor(pattern, dtype=torch.int32).view(torch.float32))
-    if not pattern:
-        return ExpertCutoff(threshold)
-    up_to = tied.cumsum()
-    end = int(np.searchsorted(up_to, left))
-    nth = left - int(up_to[end] - tied[end])
-    ties: dict[str, int] = {}
-    for i in np.flatnonzero(tied[: end + 1]).tolist():
-        name = pieces[i].info.name
-        ties[name] = ties.get(name, 0) + (int(tied[i]) if i < end else nth)
-    if left == up_to[-1]:
-        return ExpertCutoff(threshold, ties)
-    last = pieces[end]
-    return ExpertCutoff(threshold, ties, LastTie(last.info.name, last.start, last.stop, nth))
-
-
-def _counts_of(targets: NDArray[np.int64], codes: Counts, counts: Counts) -> Counts:
-    """How often each target occurs among sorted codes with counts."""
-    if not len(codes):
-        return np.zeros(len(targets), dtype=np.int64)
-    places = np.searchsorted(codes, targets).clip(max=len(codes) - 1)
-    return np.where(codes[places] == targets, counts[places], 0).astype(np.int64)

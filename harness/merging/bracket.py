@@ -1,0 +1,143 @@
+"""Cutoffs in one pass: a sample guesses two scores between which the cutoff lies, and a pass over all proves it."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.checkpoints import TensorInfo
+from harness.merging.cutoff_store import ExpertCutoff
+from harness.merging.execution import Pool, Task, Workbench
+from harness.merging.pieces import Piece, cut, subdivide
+from harness.merging.plan import MergePlan
+from harness.merging.scores import Counts, Inside, counts_of, deal_ties, score_tiles, scored_together
+
+_RUN_ENTRIES = 1024
+"""Entries that a sample takes together."""
+_STRIDE_ENTRIES = 1 << 15
+_LARGEST_SAMPLE = 1 << 21
+_DEVIATIONS = 4.0
+"""Half the width of the bracket, in standard deviations of the sampled share."""
+_CLUSTERING = 8.0
+"""How many neighbouring entries tell as much as one: rows and tensors differ in their scale."""
+_FEWEST_ENTRIES = 1 << 18
+_ENTRY_BYTES = 8
+_MEMORY_SHARE = 4
+"""What lies inside of the brackets may take this part of the memory budget."""
+
+_LARGEST_PATTERN = 0x7F800000
+"""The pattern of infinity: no score is larger."""
+
+
+def bracketed_cutoffs(
+    plan: MergePlan, pool: Pool, ranks: Mapping[str, int], parameters: Sequence[TensorInfo]
+) -> dict[str, ExpertCutoff]:
+    """The cutoffs that keep so many entries of each expert, exactly; none for experts whose bracket failed.
+
+    Args:
+        plan: the merge.
+        pool: the workers.
+        ranks: how many entries of each expert shall survive.
+        parameters: among whose entries.
+    """
+    entries = sum(info.entries for info in parameters)
+    if not ranks or plan.granularity != "element" or entries < _FEWEST_ENTRIES:
+        return {}
+    names = scored_together(plan, ranks)
+    stride = max(_STRIDE_ENTRIES, -(-entries * _RUN_ENTRIES // _LARGEST_SAMPLE // 64) * 64)
+    expected = 2 * _margin(0.5, entries * _RUN_ENTRIES // stride) * entries * _ENTRY_BYTES * len(names)
+    if expected * _MEMORY_SHARE > pool.budget:
+        return {}
+    parts = [found for _, found, _ in pool.run(_tasks(plan, parameters, _Sample(names, stride)))]
+    samples = dict(zip(names, np.concatenate(parts, axis=1), strict=True))
+    brackets = tuple(_bracket(samples[name], ranks.get(name), entries) for name in names)
+
+    above = dict.fromkeys(names, 0)
+    inside: dict[str, list[Inside]] = {name: [] for name in names}
+    for piece, found, _ in pool.run(_tasks(plan, parameters, _CountInside(names, brackets))):
+        for name, (count, patterns, counts) in zip(names, found, strict=True):
+            above[name] += count
+            inside[name].append((piece, patterns, counts))
+    cutoffs = {name: _cutoff(rank - above[name], inside[name]) for name, rank in ranks.items()}
+    return {name: cutoff for name, cutoff in cutoffs.items() if cutoff is not None}
+
+
+def _tasks(plan: MergePlan, parameters: Sequence[TensorInfo], task: Task) -> Iterator[tuple[Task, Piece]]:
+    for piece in cut(parameters, plan.granularity, plan.execution.piece_entries):
+        yield task, piece
+
+
+def _bracket(sample: NDArray[np.int32], rank: int | None, entries: int) -> tuple[int, int]:
+    """Two patterns between which the rank-th largest of all scores most likely lies; an empty bracket for no rank."""
+    if rank is None or not len(sample):
+        return 1, 0
+    share = rank / entries
+    margin = _margin(share, len(sample))
+    first = len(sample) - math.ceil((share + margin) * len(sample))
+    last = len(sample) - math.floor((share - margin) * len(sample))
+    ordered = np.sort(sample)
+    low = int(ordered[first]) if first >= 0 else 0
+    high = int(ordered[last]) if last < len(sample) else _LARGEST_PATTERN
+    return max(low, 0), high
+
+
+def _margin(share: float, sample: int) -> float:
+    """By how much a share may differ from that in a sample."""
+    return _DEVIATIONS * math.sqrt(share * (1 - share) * _CLUSTERING / sample) + 1 / sample
+
+
+def _cutoff(rank: int, inside: Sequence[Inside]) -> ExpertCutoff | None:
+    """The cutoff at the rank-th largest score inside of the bracket; None if it lies outside."""
+    patterns, places = np.unique(np.concatenate([found for _, found, _ in inside]), return_inverse=True)
+    counts = np.bincount(places, np.concatenate([count for *_, count in inside]), len(patterns)).astype(np.int64)
+    from_above = counts[::-1].cumsum()
+    if not len(counts) or not 0 < rank <= from_above[-1]:
+        return None
+    steps = int(np.searchsorted(from_above, rank))
+    pattern = int(patterns[len(patterns) - 1 - steps])
+    left = rank - (int(from_above[steps - 1]) if steps else 0)
+    ordered = sorted(inside, key=lambda entry: (entry[0].info.name, entry[0].start))
+    tied = np.concatenate([counts_of(np.array([pattern]), found, count) for _, found, count in ordered])
+    return deal_ties(pattern, left, [piece for piece, _, _ in ordered], tied)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Gives the patterns of some of a piece's scores: a run of entries after every stride, int32 `[experts, n]`."""
+
+    names: tuple[str, ...]
+    stride: int
+
+    def __call__(self, bench: Workbench, piece: Piece, slot: int) -> NDArray[np.int32]:
+        parts = []
+        for start in range(piece.start, piece.stop, self.stride):
+            run = Piece(piece.info, start, min(start + _RUN_ENTRIES, piece.stop))
+            parts += [patterns.cpu().numpy().copy() for _, patterns in score_tiles(bench, self.names, run)]
+        return np.concatenate(parts, axis=1)
+
+
+@dataclass(frozen=True)
+class _CountInside:
+    """Counts for each expert the scores above its bracket, and gives the patterns inside with their counts."""
+
+    names: tuple[str, ...]
+    brackets: tuple[tuple[int, int], ...]
+
+    def __call__(self, bench: Workbench, piece: Piece, slot: int) -> list[tuple[int, Counts, Counts]]:
+        above = [0] * len(self.names)
+        inside: list[list[NDArray[np.int32]]] = [[] for _ in self.names]
+        for tile in subdivide(piece, "element", bench.plan.execution.tile):
+            for _, scores in score_tiles(bench, self.names, tile):
+                for number, (low, high) in enumerate(self.brackets):
+                    patterns = scores[number].cpu().numpy()
+                    above[number] += int(np.count_nonzero(patterns > high))
+                    # One comparison for both ends: what is below becomes a large number without a sign.
+                    within = np.subtract(patterns, low).view(np.uint32) <= max(high - low, 0)
+                    inside[number].append(patterns[np.flatnonzero(within)])
+        found: list[tuple[int, Counts, Counts]] = []
+        for count, patterns_inside in zip(above, inside, strict=True):
+            patterns, counts = np.unique(np.concatenate(patterns_inside), return_counts=True)
+            found.append((count, patterns, counts.astype(np.int32)))
+        return found
