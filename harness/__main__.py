@@ -11,9 +11,12 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Progress bars only where work takes long and somebody watches.
     os.environ.setdefault("TQDM_DELAY", "10" if sys.stderr.isatty() else "1e9")
-    from harness.cli import main as run
+    try:
+        from harness.cli import main as run
 
-    run()
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)  # before the command could see to it
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
                 f"'{argument.partition('=')[0]}' is no option: method=NAME chooses the method, label=… names the row"
             )
         elif re.match(r"\+{0,2}[\w@/.:-]+=", argument) or argument.startswith("~"):
-            overrides.append(_opened(argument))
+            overrides.append(_quoted(_opened(argument)))
         else:
             raise GraftbenchError(f"'{argument}' is no option; options are written name=value, such as method=ties")
     return CommandLine(flags, _with_method_files(overrides))
@@ -149,6 +149,20 @@ def _opened(argument: str) -> str:
     """Entries of open mappings need no plus sign: any expert's name is as good as another."""
     whole = tuple(f"{mapping[:-1]}=" for mapping in _OPEN_MAPPINGS)
     return f"++{argument}" if argument.startswith(_OPEN_MAPPINGS + whole) else argument
+
+
+def _quoted(argument: str) -> str:
+    """A value that Hydra's grammar cannot read as it stands, such as ~/models or a(1), in quotes."""
+    key, _, value = argument.partition("=")
+    for written in (argument, f"{key}='{value}'"):
+        try:
+            OverridesParser.create().parse_override(written)
+        except HydraException:
+            continue
+        return written
+    if not key.isascii():
+        raise GraftbenchError(f"'{key}': names on the command line consist of ASCII letters, digits, '_' and '-'")
+    return argument
 
 
 def _with_method_files(overrides: list[str]) -> list[str]:

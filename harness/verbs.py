@@ -1,6 +1,7 @@
 """What each verb of the command line does once its settings are read."""
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -51,7 +52,8 @@ def merge(settings: MergeSettings) -> None:
     method = settings.method.method
     assert isinstance(method, Method)
     zoo = resolve_zoo(settings.zoo, settings.home)
-    if settings.out.exists():
+    out = settings.out.expanduser()
+    if os.path.lexists(out):
         raise GraftbenchError(f"out={settings.out} exists already; choose another folder or remove it")
     console = Console()
     with plan_of(settings.method.name, method, zoo, settings.merging) as plan:
@@ -62,11 +64,11 @@ def merge(settings: MergeSettings) -> None:
             soft_wrap=True,
         )
         shard_bytes = int(settings.shard_gb * 10**9)
-        check_room(plan_shards([*plan.parameters, *plan.copied], plan.dtype, shard_bytes), settings.out)
+        check_room(plan_shards([*plan.parameters, *plan.copied], plan.dtype, shard_bytes), out)
         if settings.dry_run:
             console.print("dry run: all that headers can tell is in order; nothing was written", soft_wrap=True)
             return
-        report = merge_to_folder(plan, settings.out, shard_bytes=shard_bytes, store=cutoff_store(settings.home))
+        report = merge_to_folder(plan, out, shard_bytes=shard_bytes, store=cutoff_store(settings.home))
     seconds = sum(report.seconds.values())
     console.print(f"wrote {report.folder} in {seconds:.1f} s; weights {report.weights_digest[:12]}", soft_wrap=True)
 

@@ -57,6 +57,7 @@ class GeneralizedTaskArithmetic(Method):
         super().__post_init__()
         for name, value in (("weight", self.weight), ("density", self.density), ("scale", self.scale)):
             require_complete(name, value)
+        require("weight", any(numbers_in(self.weight)), self.weight, "gives every expert 0: there is nothing to merge")
         densities = numbers_in(self.density)
         require("density", all(0.0 <= number <= 1.0 for number in densities), self.density, "must lie in 0..1")
 

@@ -55,7 +55,12 @@ class AdaptedCheckpoint(DerivedCheckpoint):
         self._base = base
         self._adapter = read_adapter(base, folder)
         tensors = {
-            name: TensorInfo(name, self._adapter.shapes.get(name, info.shape), info.dtype, info.file)
+            name: TensorInfo(
+                name,
+                self._adapter.shapes.get(name, info.shape),
+                info.dtype,
+                self._adapter.file.path if name in self._adapter.changes else info.file,
+            )
             for name, info in base.tensors.items()
         }
         super().__init__(f"{base.source}+{adapter}", base, tensors)

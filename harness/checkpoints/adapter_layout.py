@@ -104,16 +104,38 @@ def read_adapter(base: Checkpoint, folder: Path) -> Adapter:
         GraftbenchError: a file is missing or corrupt, or the adapter cannot be applied; all reasons are named at once.
     """
     config = _read_config(folder)
-    unsupported = _unsupported_options(config)
+    unsupported = _unsupported_options(config) + _bad_numbers(config)
     if unsupported:
         raise _refusal(base, folder, unsupported)
     file = _open(folder)
     reading = _Reading(base, file, config)
     adapter = Adapter(folder, file, config, reading.changes, reading.shapes)
+    if not reading.changes and not reading.problems:
+        reading.problems.append("it changes no parameter of the base: it is empty")
     if reading.problems:
         file.close()
         raise _refusal(base, folder, reading.problems)
     return adapter
+
+
+def _bad_numbers(config: Mapping[str, Any]) -> list[str]:
+    """Ranks and scalings that no update can be computed with."""
+    problems = []
+    for key, patterns in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        given = config.get(patterns) or {}
+        if not isinstance(given, Mapping):
+            problems.append(f"{patterns} is {given!r}, not a mapping of module names")
+            continue
+        for name, value in {key: config.get(key, 8), **{f"{patterns}.{name}": v for name, v in given.items()}}.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or (key == "r" and value < 1):
+                problems.append(f"{name} is {value!r}, which is no {'rank' if key == 'r' else 'scaling'}")
+        for pattern in given:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                problems.append(f"{patterns} has the pattern {pattern!r}, which is not valid ({error})")
+    return problems
 
 
 def whole_tensor(file: WeightsFile, name: str) -> Tensor:

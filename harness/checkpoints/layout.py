@@ -219,7 +219,8 @@ class Checkpoint:
         if not isinstance(config, dict):
             raise GraftbenchError(f"{path} is not a model configuration")
         if config.get("quantization_config"):
-            method = config["quantization_config"].get("quant_method", "unknown")
+            quantised = config["quantization_config"]
+            method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
             raise GraftbenchError(f"{self.source} is quantised ({method}); merge the checkpoint that it was made from")
         return config
 
@@ -235,6 +236,8 @@ class Checkpoint:
                     raise GraftbenchError(
                         f"{path}: tensor '{name}' is quantised ({kind}); merge the checkpoint that it was made from"
                     )
+                if expected and name not in expected:
+                    continue  # left over from another export: the index says where tensors are
                 self._file_of[name] = file
                 among = self.tensors if stored.dtype in WEIGHT_DTYPES else self.buffers
                 among[name] = TensorInfo(name, stored.shape, stored.dtype, path)
@@ -295,6 +298,8 @@ def _opened(path: Path) -> WeightsFile:
 def _indexed(index: Path) -> dict[Path, set[str]]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not weight_map or any(Path(file).name != file for file in weight_map.values()):
+            raise ValueError("it must name files beside it")
         entries = sorted((str(name), index.parent / file) for name, file in weight_map.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise GraftbenchError(f"{index} is not a valid index of weight files ({error})") from error

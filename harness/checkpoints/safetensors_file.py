@@ -54,14 +54,16 @@ class SafetensorsFile:
         self.path = Path(path)
         self._ranges = FileRanges(self.path)
         try:
-            # The library checks the header: that ranges fit to shapes, do not overlap, and end where the file does.
-            with safe_open(self.path, framework="pt"):
-                pass
             with self.path.open("rb") as file:
+                # The library checks the header: that ranges fit to shapes, do not overlap, and end where the file does.
+                with safe_open(self.path, framework="pt"):
+                    pass
                 size = int.from_bytes(file.read(8), "little")
                 header: dict[str, Any] = json.loads(file.read(size))
         except FileNotFoundError:
             raise GraftbenchError(f"{self.path} does not exist; fetch or export it again") from None
+        except (PermissionError, IsADirectoryError) as error:
+            raise GraftbenchError(f"{self.path} cannot be read ({error.strerror})") from None
         except (OSError, SafetensorError, ValueError) as error:
             raise GraftbenchError(
                 f"{self.path} is not a whole safetensors file ({error}); fetch or export it again"

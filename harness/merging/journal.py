@@ -24,6 +24,10 @@ def _close_copies() -> None:
 os.register_at_fork(after_in_child=_close_copies)
 
 
+class FinishedElsewhere(GraftbenchError):
+    """Everything is made, but it cannot take its final name; it stays where it is."""
+
+
 class Journal:
     """Names and digests of the tensors that are whole in an unfinished folder."""
 
@@ -78,6 +82,8 @@ def unfinished_folder(final: Path) -> Iterator[Path]:
         _lock(descriptor, folder, final)
         try:
             yield folder
+        except FinishedElsewhere:
+            raise
         except Exception:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from harness.files import canonical_json, text_digest
 from harness.merging.cutoff_store import CutoffStore, ExpertCutoff
 from harness.merging.cutoffs import find_cutoffs
 from harness.merging.journal import FILE_NAME as JOURNAL_NAME
-from harness.merging.journal import Journal, unfinished_folder, unfinished_path
+from harness.merging.journal import FinishedElsewhere, Journal, unfinished_folder, unfinished_path
 from harness.merging.pieces import cut
 from harness.merging.plan import MergePlan
 from harness.merging.stream import merged_pieces
@@ -86,12 +87,21 @@ def merge_to_folder(
             report = MergeReport(out, weights_digest(digests), cutoffs or {}, seconds, resumed)
             _write_recipe(plan, report, folder, dict(provenance or {}))
             (folder / JOURNAL_NAME).unlink()
-            folder.rename(out)
+            _take_name(folder, out)
     except OSError as error:
         raise GraftbenchError(
             f"{out} could not be written ({error}); free some space or choose another folder"
         ) from error
     return report
+
+
+def _take_name(folder: Path, out: Path) -> None:
+    try:
+        folder.rename(out)
+    except OSError as error:
+        raise FinishedElsewhere(
+            f"the merge is finished, but it could not be named {out} ({error.strerror}); it lies in {folder}, rename it"
+        ) from error
 
 
 def check_room(shards: Sequence[ShardPlan], out: Path) -> None:
@@ -100,9 +110,11 @@ def check_room(shards: Sequence[ShardPlan], out: Path) -> None:
     Raises:
         GraftbenchError: there is something already, or the disk has no room for it.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise GraftbenchError(f"{out} exists already; choose another folder or remove it")
     there = next(folder for folder in out.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise GraftbenchError(f"{out} cannot be made: {there} is no folder that you may write to; choose another")
     begun = unfinished_path(out)
     needed = sum(shard.bytes for shard in shards) - sum(file.stat().st_blocks * 512 for file in begun.glob("*"))
     free = shutil.disk_usage(there).free

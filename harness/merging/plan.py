@@ -34,6 +34,10 @@ DEFAULT_MEMORY_BYTES = 10**9
 """What pieces at work take together, unless a method that must see whole tensors needs more."""
 
 
+_WORKERS_PER_CORE = 4
+"""More only wait for one another."""
+
+
 @dataclass(frozen=True)
 class Execution:
     """How a merge is carried out. None of it changes a bit of the result on one type of device."""
@@ -50,11 +54,10 @@ class Execution:
     @property
     def workers(self) -> int:
         """Number of workers."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if self.threads:
-            return self.threads
-        if self.devices[0].type == "cuda":
-            return 3 * len(self.devices)
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            return min(self.threads, _WORKERS_PER_CORE * cores)
+        return 3 * len(self.devices) if self.devices[0].type == "cuda" else cores
 
     @property
     def tile(self) -> int:

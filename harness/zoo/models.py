@@ -150,6 +150,8 @@ def _named(config: Mapping[str, Any]) -> Zoo:
     if not config.get("base"):
         raise GraftbenchError("zoo.base is not set; give a checkpoint's folder or hub name: zoo.base=PATH")
     experts = {name: _source(value, f"zoo.experts.{name}") for name, value in _mapping(config, "experts").items()}
+    if "base" in experts:
+        raise GraftbenchError("zoo.experts.base: an expert cannot be called base, which is the base model's name")
     for key in ("capabilities", "second_moments", "fisher"):
         for name in _mapping(config, key):
             if name not in experts:

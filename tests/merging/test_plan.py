@@ -10,7 +10,7 @@ from harness.checkpoints import Checkpoint
 from harness.curvature import SecondMomentsMetadata, write_second_moments
 from harness.errors import GraftbenchError
 from harness.merging import plan_merge
-from harness.merging.plan import resolve_device
+from harness.merging.planning import resolve_device
 from harness.merging.source import method_source_digest
 from methods import Method, load_file
 from methods.ffg import Ffg
@@ -41,8 +41,6 @@ def test_what_fits_is_planned(tmp_path: Path, base: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "architecture", "message"),
     [
-        ({"p": [1.0, 2.0]}, "TestModel", r"expert 'x' .* lacks tensor 'q'"),
-        (BASE | {"r": [1.0]}, "TestModel", r"expert 'x' .* has tensor 'r' .* that the base lacks"),
         (
             {"p": [1.0, 2.0, 3.0], "q": [[1.0]]},
             "TestModel",
@@ -83,7 +81,7 @@ def test_second_moments_from_another_base_are_warned_of(
     plan(base, {"x": expert}, Ota(), files={"x": tmp_path / "own"})
     assert not caplog.text
     plan(base, {"x": expert}, Ota(), files={"x": tmp_path / "other"})
-    assert "expert 'x' was trained from another base" in caplog.text
+    assert "second moments of expert 'x' say that it was trained from another base" in caplog.text
 
 
 def test_second_moments_of_another_model_are_refused(tmp_path: Path, base: Path) -> None:
@@ -131,16 +129,6 @@ def test_an_expert_whose_weights_mean_something_else_is_refused(tmp_path: Path, 
     for folder, heads in ((base, 4), (expert, 2)):
         (folder / "config.json").write_text(f'{{"architectures": ["TestModel"], "num_attention_heads": {heads}}}')
     with pytest.raises(GraftbenchError, match=r"num_attention_heads=2 in config\.json, the base 4"):
-        plan(base, {"x": expert})
-
-
-def test_an_expert_with_permuted_tokens_is_refused(tmp_path: Path, base: Path) -> None:
-    expert = write_checkpoint(tmp_path / "x", BASE)
-    (base / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 1}}}')
-    (expert / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 1}}, "padding": null}')
-    plan(base, {"x": expert})
-    (expert / "tokenizer.json").write_text('{"model": {"vocab": {"a": 1, "b": 0}}}')
-    with pytest.raises(GraftbenchError, match="gives other numbers to tokens"):
         plan(base, {"x": expert})
 
 

@@ -1,5 +1,6 @@
 """What every merging method must do, ours and a stranger's: pass a class and its options to `check_method`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,20 @@ def parameter(names: tuple[str, ...] = NAMES, shape: tuple[int, ...] = (6, 5)) -
     )
 
 
+def flat_piece(whole: Parameter, start: int, stop: int) -> Parameter:
+    """Entries of a parameter as the stream gives them to a method of granularity `element`."""
+    assert whole.curvatures is not None
+    return replace(
+        whole,
+        base=whole.base.flatten()[start:stop],
+        experts=whole.experts.flatten(1)[:, start:stop],
+        curvatures=whole.curvatures.flatten(1)[:, start:stop],
+        offset=start,
+    )
+
+
 def check_method(method: Method) -> None:
-    """Shape, data type, purity, finiteness, and independence of the order of experts."""
+    """Shape, data type, purity, finiteness, and independence of the order of experts and of pieces."""
     given = parameter()
     before = (given.base.clone(), given.experts.clone(), given.curvatures.clone())  # type: ignore[union-attr]
     merged = method.merge(given)
@@ -46,6 +59,9 @@ def check_method(method: Method) -> None:
     assert torch.equal(method.merge(parameter()), merged), "the same merge twice gives two results"
     backwards = method.merge(parameter(NAMES[::-1]))
     torch.testing.assert_close(backwards, merged, rtol=1e-5, atol=1e-6)
+    if method.granularity() == "element":
+        cut = torch.cat([method.merge(flat_piece(given, start, start + 7)) for start in range(0, 30, 7)])
+        torch.testing.assert_close(cut.view_as(merged), merged, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", available())

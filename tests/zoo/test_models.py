@@ -74,3 +74,29 @@ def test_a_file_is_no_checkpoint(checkpoints: Path, tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(GraftbenchError, match="is a file"):
         resolve_zoo({"base": str(file)}, tmp_path)
+
+
+def test_an_adapter_on_a_base_and_a_list_of_checkpoints_are_experts(checkpoints: Path, tmp_path: Path) -> None:
+    """Of several checkpoints of one run, the last one's second moments count."""
+    base, math, code = (checkpoints / name for name in ("base", "math", "code"))
+    zoo = resolve_zoo(
+        {"base": str(base), "experts": {"lora": f"{base}+{code}", "run": [str(code), str(math)]}},
+        tmp_path,
+    )
+    assert zoo.experts == {"lora": f"{base}+{code}", "run": [code, math]}
+    assert zoo.second_moments == {"lora": None, "run": math / "exp_avg_sq.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("expert", "message"),
+    [
+        ([], r"zoo\.experts\.x is an empty list; name at least one checkpoint"),
+        (["{base}", "./nowhere"], r"zoo\.experts\.x=\./nowhere: there is no such folder"),
+        ("{base}+./nowhere", r"'\./nowhere', which is neither a folder nor a hub name"),
+    ],
+)
+def test_parts_of_an_expert_must_exist(checkpoints: Path, tmp_path: Path, expert: object, message: str) -> None:
+    base = str(checkpoints / "base")
+    filled = [e.format(base=base) for e in expert] if isinstance(expert, list) else str(expert).format(base=base)
+    with pytest.raises(GraftbenchError, match=message):
+        resolve_zoo({"base": base, "experts": {"x": filled}}, tmp_path)
