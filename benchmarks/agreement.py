@@ -184,7 +184,7 @@ def _thresholds(folder: Path) -> dict[str, float]:
     """The thresholds that a merge recorded."""
     recipe = json.loads((folder / "merge.json").read_text(encoding="utf-8"))
     recorded = recipe["cutoffs"]
-    return {expert: float(recorded[expert]) for expert in EXPERTS}
+    return {expert: float(recorded[expert]["threshold"]) for expert in EXPERTS}
 
 
 def main() -> None:

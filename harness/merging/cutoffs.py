@@ -33,9 +33,6 @@ _LOWER_BITS = {"model": 12, "tensor": 16}
 _NOTHING = ExpertCutoff(torch.inf, {}, LastTie("", 0, 0, 0, until=0))
 """Keeps no entry, even of those that score infinity: they are ties, and the last that is kept lies before all names."""
 
-_MEMORY_SHARE = 4
-"""What resolving multiples of 0.01 beside the densities asked for may take: this part of the memory budget."""
-
 
 def find_cutoffs(plan: MergePlan, store: CutoffStore | None = None) -> dict[str, ExpertCutoff] | None:
     """The cutoff of each expert's selection over the whole model, exactly; None if the method makes none.
@@ -150,7 +147,7 @@ class _Search:
         if hundredths:
             all_ranks = {entries_to_keep(hundredth / 100, self._entries) for hundredth in range(1, 100)}
             more = {name: sorted({rank, *all_ranks}) for name, rank in self._ranks.items()}
-            if _bytes_to_resolve(upper, more) * _MEMORY_SHARE <= pool.budget:
+            if _bytes_to_resolve(upper, more) <= pool.budget:
                 ranks = more
         buckets = {name: [_locate(upper[name], rank) for rank in each] for name, each in ranks.items()}
         tables = {name: sorted({bucket for bucket, _ in found}) for name, found in buckets.items()}
