@@ -240,6 +240,23 @@ def test_what_cannot_be_applied_is_refused(
         small(FACTORS | tensors, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"r": 0}, "r is 0, which is no rank"),
+        ({"rank_pattern": {"l": "a"}}, "rank_pattern.l is 'a', which is no rank"),
+        ({"lora_alpha": None}, "lora_alpha is None, which is no scaling"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan, which is no scaling"),
+        ({"alpha_pattern": {"(": 1}}, r"alpha_pattern has the pattern '\(', which is not valid"),
+    ],
+)
+def test_numbers_that_scale_nothing_are_refused(
+    small: Callable[..., AdaptedCheckpoint], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(GraftbenchError, match=f"cannot be applied.*{said}"):
+        small(FACTORS, **options)
+
+
 def test_all_reasons_are_given_at_once(small: Callable[..., AdaptedCheckpoint]) -> None:
     with pytest.raises(GraftbenchError, match=r"DoRA.*no counterpart"):
         small({"l.lora_magnitude_vector": [1.0], "l.lora_A.weight": [[1.0, 2.0, 3.0]]})

@@ -148,7 +148,7 @@ def test_an_error_in_a_worker_keeps_its_message(tmp_path: Path, models: dict[str
 def test_a_folder_that_may_not_be_written(tmp_path: Path, models: dict[str, Path]) -> None:
     parent = tmp_path / "readonly"
     parent.mkdir(mode=0o555)
-    with pytest.raises(GraftbenchError, match=f"{parent / 'out'} is no folder that you may write to .*Permission denied"):
+    with pytest.raises(GraftbenchError, match=f"{parent / 'out'} cannot be made"):
         merge(parent / "out", Linear(), models)
 
 
@@ -232,3 +232,28 @@ def test_tensors_without_entries_and_scalars_are_merged(tmp_path: Path) -> None:
     for number, method in enumerate((Linear(), TaskArithmetic(), Ties(), Ties(scope="tensor"))):
         found = load_file(merge(tmp_path / f"out{number}", method, models) / "model.safetensors")
         assert found["none"].shape == (0, 3) and found["one"].shape == ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Occupying(Method):
+    """The base; meanwhile somebody puts something where the merge shall be."""
+
+    out: str = ""
+
+    def merge(self, parameter: Parameter) -> Tensor:
+        Path(self.out).mkdir(exist_ok=True)
+        (Path(self.out) / "mine").touch()
+        return parameter.base.clone()
+
+
+def test_a_finished_merge_is_kept_when_its_name_was_taken_meanwhile(tmp_path: Path, models: dict[str, Path]) -> None:
+    with pytest.raises(GraftbenchError, match="the merge is finished, but it could not be named"):
+        merge(tmp_path / "out", Occupying(out=str(tmp_path / "out")), models, execution=Execution(threads=1))
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
+    kept = load_file(tmp_path / ".out.unfinished" / "model.safetensors")
+    assert all(torch.equal(tensor, values(0)[name]) for name, tensor in kept.items())
+
+
+def test_a_link_that_leads_nowhere_is_refused_before_the_work(tmp_path: Path, models: dict[str, Path]) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    assert_refused(tmp_path / "out", "exists already", Linear(), models)
