@@ -239,7 +239,7 @@ def test_nan_in_a_model_that_is_evaluated_as_it_is(
             f"zoo.base={tmp_path / 'broken'}",
             f"suite.data_root={zoo / 'data'}",
         )
-    assert "tensor 'model.norm.weight' has 1 NaN or Inf" in " ".join(capsys.readouterr().err.split())
+    assert "tensor 'model.norm.weight' has NaN or Inf" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_label_may_not_pass_for_a_model(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
