@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,13 @@ def file_digest(path: Path) -> str:
     if settled:
         _known_digests[identity] = digest
     return digest
+
+
+def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
+    """The digest of each file, in the order of their paths; several are read at the same time."""
+    distinct = sorted(set(paths))
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(distinct, pool.map(file_digest, distinct), strict=True))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import leaderboard as boards
-from harness.checkpoints import plan_shards
 from harness.config import (
     BoardSettings,
     MergeSettings,
@@ -25,7 +24,7 @@ from harness.config import (
 from harness.errors import GraftbenchError
 from harness.evaluation.engines import engine_from_config
 from harness.files import write_text_atomically
-from harness.merging import check_room, merge_to_folder
+from harness.merging import merge_to_folder, room_for
 from harness.overrides import composed
 from harness.results import Record, Store
 from harness.run import cutoff_store, plan_of, suite_fields, with_data_of
@@ -51,10 +50,10 @@ def merge(settings: MergeSettings) -> None:
     """Merge checkpoints into a new folder, or with `dry_run` only check that it would work."""
     method = settings.method.method
     assert isinstance(method, Method)
-    zoo = resolve_zoo(settings.zoo, settings.home)
     out = settings.out.expanduser()
     if os.path.lexists(out):
         raise GraftbenchError(f"out={settings.out} exists already; choose another folder or remove it")
+    zoo = resolve_zoo(settings.zoo, settings.home)
     console = Console()
     with plan_of(settings.method.name, method, zoo, settings.merging) as plan:
         console.print(
@@ -64,8 +63,8 @@ def merge(settings: MergeSettings) -> None:
             soft_wrap=True,
         )
         shard_bytes = int(settings.shard_gb * 10**9)
-        check_room(plan_shards([*plan.parameters, *plan.copied], plan.dtype, shard_bytes), out)
         if settings.dry_run:
+            room_for(plan, out, shard_bytes)
             console.print("dry run: all that headers can tell is in order; nothing was written", soft_wrap=True)
             return
         report = merge_to_folder(plan, out, shard_bytes=shard_bytes, store=cutoff_store(settings.home))

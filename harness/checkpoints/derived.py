@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from harness.checkpoints.layout import SCRATCH_ITEM_BYTES, Checkpoint, TensorInfo
+from harness.checkpoints.layout import SCRATCH_ITEM_BYTES, Checkpoint, TensorInfo, read_whole
 
 
 class DerivedCheckpoint(ABC):
@@ -88,9 +88,7 @@ class DerivedCheckpoint(ABC):
         """One tensor, weights or buffer, whole."""
         if name in self.buffers:
             return self._like.read(name)
-        info = self.tensors[name]
-        scratch = torch.empty(info.entries * SCRATCH_ITEM_BYTES, dtype=torch.uint8)
-        return self.fetch(name, 0, info.entries, scratch).view(info.shape)
+        return read_whole(self, self.tensors[name])
 
     def _spare(self, entries: int) -> Tensor:
         """Scratch space of this thread for what the values are computed from: the caller's holds the result."""

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from harness.checkpoints.safetensors_file import SafetensorsFile, StoredTensor
+from harness.checkpoints.ranges import StoredTensor
+from harness.checkpoints.safetensors_file import SafetensorsFile
 from harness.checkpoints.source import local_folder
 from harness.errors import GraftbenchError
-from harness.files import canonical_json, file_digest, text_digest
+from harness.files import canonical_json, file_digests, text_digest
 from methods.interface import Role
 
 CONFIG_NAME = "config.json"
@@ -201,9 +201,7 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """One tensor, weights or buffer, whole, as it is stored."""
-        info = self.tensors.get(name) or self.buffers[name]
-        scratch = torch.empty(info.entries * SCRATCH_ITEM_BYTES, dtype=torch.uint8)
-        return self.fetch(name, 0, info.entries, scratch).view(info.shape)
+        return read_whole(self, self.tensors.get(name) or self.buffers[name])
 
     def _files(self) -> list[WeightsFile]:
         return list({file.path: file for file in self._file_of.values()}.values())
@@ -257,6 +255,12 @@ class Checkpoint:
         )
 
 
+def read_whole(source: TensorSource, info: TensorInfo) -> Tensor:
+    """One tensor whole, in its shape, as `fetch` gives it."""
+    scratch = torch.empty(info.entries * SCRATCH_ITEM_BYTES, dtype=torch.uint8)
+    return source.fetch(info.name, 0, info.entries, scratch).view(info.shape)
+
+
 def require_finite(source: TensorSource) -> None:
     """Read everything once.
 
@@ -280,11 +284,9 @@ def not_finite(source: TensorSource, name: str) -> GraftbenchError:
 
 
 def digest_of_files(files: Iterable[Path]) -> str:
-    """Digest of those files that exist: their names and bytes. They are read at the same time."""
-    existing = sorted(file for file in files if file.is_file())
-    with ThreadPoolExecutor() as pool:
-        digests = pool.map(file_digest, existing)
-    return text_digest(canonical_json([[file.name, digest] for file, digest in zip(existing, digests, strict=True)]))
+    """Digest of those files that exist: their names and bytes."""
+    digests = file_digests(file for file in files if file.is_file())
+    return text_digest(canonical_json([[file.name, digest] for file, digest in digests.items()]))
 
 
 def _opened(path: Path) -> WeightsFile:
@@ -295,16 +297,24 @@ def _opened(path: Path) -> WeightsFile:
     return PickledFile(path)
 
 
-def _indexed(index: Path) -> dict[Path, set[str]]:
+def read_index(index: Path) -> dict[str, Path]:
+    """The file of each tensor, as an index of shards names them (`weight_map`); all lie beside it.
+
+    Raises:
+        GraftbenchError: it is no such index.
+    """
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         if not weight_map or any(Path(file).name != file for file in weight_map.values()):
             raise ValueError("it must name files beside it")
-        entries = sorted((str(name), index.parent / file) for name, file in weight_map.items())
+        return {str(name): index.parent / file for name, file in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GraftbenchError(f"{index} is not a valid index of weight files ({error})") from error
+        raise GraftbenchError(f"{index} is not a valid index of shards ({error}); export it again") from error
+
+
+def _indexed(index: Path) -> dict[Path, set[str]]:
     files: dict[Path, set[str]] = {}
-    for name, file in entries:
+    for name, file in read_index(index).items():
         files.setdefault(file, set()).add(name)
     return dict(sorted(files.items()))
 

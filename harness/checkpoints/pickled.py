@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.checkpoints.ranges import FileRanges
-from harness.checkpoints.safetensors_file import StoredTensor
+from harness.checkpoints.ranges import FileRanges, StoredTensor
 from harness.errors import GraftbenchError
 
 _ZIP_START = b"PK\x03\x04"
@@ -72,20 +71,16 @@ class PickledFile:
             GraftbenchError: the file vanished or is shorter than it was.
         """
         stored = self.tensors[name]
-        width = stored.dtype.itemsize
-        buffer = scratch[: (stop - start) * width]
-        if name in self._gathered:
-            _gather(self._strided(name), start, stop, buffer.view(stored.dtype))
-        else:
-            self._ranges.read(stored.begin + start * width, buffer, name)
-        return buffer.view(stored.dtype)
+        if name not in self._gathered:
+            return self._ranges.read(name, stored, start, stop, scratch)
+        gathered = scratch[: (stop - start) * stored.dtype.itemsize].view(stored.dtype)
+        _gather(self._strided(name), start, stop, gathered)
+        return gathered
 
     def announce(self, name: str, start: int, stop: int) -> None:
         """Tell the system that a range will be read soon, so that the disk works while the processor does."""
-        stored = self.tensors[name]
         if name not in self._gathered:
-            width = stored.dtype.itemsize
-            self._ranges.announce(stored.begin + start * width, (stop - start) * width)
+            self._ranges.announce(self.tensors[name], start, stop)
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""

@@ -7,11 +7,23 @@ does neither.
 import os
 import threading
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from harness.errors import GraftbenchError
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies in a file."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    begin: int
+    """Offset of its first byte."""
 
 
 class FileRanges:
@@ -22,17 +34,40 @@ class FileRanges:
         self._opening = threading.Lock()
         self._opened: int | None = None
 
-    def read(self, position: int, buffer: Tensor, tensor: str) -> None:
-        """Fill a buffer with the bytes from `position` on.
+    def read(self, name: str, stored: StoredTensor, start: int, stop: int, scratch: Tensor) -> Tensor:
+        """Entries `start` to `stop` of a tensor whose bytes lie together, flat, as they are stored.
 
         Args:
-            position: offset in the file.
-            buffer: uint8; as many bytes are read as it has.
-            tensor: whose bytes these are, for the error.
+            name: the tensor, for an error.
+            stored: where it lies.
+            start: flat index of the first entry.
+            stop: flat index after the last.
+            scratch: uint8, large enough; the result is a view of it.
 
         Raises:
             GraftbenchError: the file vanished, cannot be read, or ends too early.
         """
+        width = stored.dtype.itemsize
+        buffer = scratch[: (stop - start) * width]
+        self._fill(buffer, stored.begin + start * width, name)
+        return buffer.view(stored.dtype)
+
+    def announce(self, stored: StoredTensor, start: int, stop: int) -> None:
+        """Tell the system that entries will be read soon, so that the disk works while the processor does."""
+        if hasattr(os, "posix_fadvise"):
+            width = stored.dtype.itemsize
+            os.posix_fadvise(
+                self._descriptor, stored.begin + start * width, (stop - start) * width, os.POSIX_FADV_WILLNEED
+            )
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again."""
+        with self._opening:
+            if self._opened is not None:
+                self._closing()
+                self._opened = None
+
+    def _fill(self, buffer: Tensor, position: int, tensor: str) -> None:
         wanted, done = buffer.numel(), 0
         view: memoryview = buffer.numpy().data
         try:
@@ -46,18 +81,6 @@ class FileRanges:
                 done += got
         except OSError as error:
             raise GraftbenchError(f"{self.path}: tensor '{tensor}' cannot be read ({error})") from error
-
-    def announce(self, position: int, size: int) -> None:
-        """Tell the system that a range will be read soon, so that the disk works while the processor does."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, position, size, os.POSIX_FADV_WILLNEED)
-
-    def close(self) -> None:
-        """Close the file; the next read opens it again."""
-        with self._opening:
-            if self._opened is not None:
-                self._closing()
-                self._opened = None
 
     @property
     def _descriptor(self) -> int:

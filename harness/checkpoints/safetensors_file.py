@@ -4,7 +4,6 @@ The format: 8 bytes, the header's length; the header, JSON; the tensors' bytes.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from harness.checkpoints.ranges import FileRanges
+from harness.checkpoints.ranges import FileRanges, StoredTensor
 from harness.errors import GraftbenchError
 
 DTYPES: dict[str, torch.dtype] = {
@@ -30,16 +29,6 @@ DTYPES: dict[str, torch.dtype] = {
     "F8_E5M2": torch.float8_e5m2,
 }
 """Data types by their name in a header."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor as the header describes it."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    begin: int
-    """Offset of its first byte in the file."""
 
 
 class SafetensorsFile:
@@ -88,16 +77,11 @@ class SafetensorsFile:
         Raises:
             GraftbenchError: the file vanished or is shorter than its header says.
         """
-        stored = self.tensors[name]
-        width = stored.dtype.itemsize
-        buffer = scratch[: (stop - start) * width]
-        self._ranges.read(stored.begin + start * width, buffer, name)
-        return buffer.view(stored.dtype)
+        return self._ranges.read(name, self.tensors[name], start, stop, scratch)
 
     def announce(self, name: str, start: int, stop: int) -> None:
         """Tell the system that a range will be read soon."""
-        stored = self.tensors[name]
-        self._ranges.announce(stored.begin + start * stored.dtype.itemsize, (stop - start) * stored.dtype.itemsize)
+        self._ranges.announce(self.tensors[name], start, stop)
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""

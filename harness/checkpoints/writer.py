@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from harness.checkpoints.layout import INDEX_NAME, SINGLE_NAME, TensorInfo
+from harness.checkpoints.safetensors_file import DTYPES
 from harness.errors import GraftbenchError
 
-DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-DTYPE_NAMES |= {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.bool: "BOOL"}
-"""Data types by the names that headers use."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _HEADER_ALIGNMENT = 8
 
@@ -140,7 +139,7 @@ def _lay_out(name: str, tensors: Sequence[TensorInfo]) -> ShardPlan:
         begins[info.name] = position
         position += info.entries * info.dtype.itemsize
         header[info.name] = {
-            "dtype": DTYPE_NAMES[info.dtype],
+            "dtype": _NAMES[info.dtype],
             "shape": list(info.shape),
             "data_offsets": [begins[info.name], position],
         }

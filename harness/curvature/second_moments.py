@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.checkpoints.layout import SCRATCH_ITEM_BYTES, WEIGHT_DTYPES, TensorInfo
-from harness.checkpoints.safetensors_file import SafetensorsFile, StoredTensor
+from harness.checkpoints.layout import SCRATCH_ITEM_BYTES, WEIGHT_DTYPES, TensorInfo, read_index
+from harness.checkpoints.ranges import StoredTensor
+from harness.checkpoints.safetensors_file import SafetensorsFile
 from harness.curvature.compression import COLUMN, ROW, TILE_ENTRIES, RankOne, compress, row_and_column_sums
 from harness.errors import GraftbenchError
 from harness.files import file_written_atomically
@@ -269,15 +270,12 @@ def _open_files(
     if not file.name.endswith(INDEX_SUFFIX):
         single = SafetensorsFile(file)
         return None, [single], dict.fromkeys(single.tensors, single)
-    try:
-        weight_map = {str(key): str(name) for key, name in json.loads(file.read_text("utf-8"))["weight_map"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GraftbenchError(f"{file} is not a valid index of shards ({error}); export it again") from error
-    shards = {name: SafetensorsFile(file.parent / name) for name in sorted(set(weight_map.values()))}
-    for key, name in weight_map.items():
-        if key not in shards[name].tensors:
-            raise GraftbenchError(f"{file.parent / name}: '{key}' is missing, though {file.name} lists it there")
-    return file, list(shards.values()), {key: shards[name] for key, name in weight_map.items()}
+    index = read_index(file)
+    shards = {path: SafetensorsFile(path) for path in sorted(set(index.values()))}
+    for key, path in index.items():
+        if key not in shards[path].tensors:
+            raise GraftbenchError(f"{path}: '{key}' is missing, though {file.name} lists it there")
+    return file, list(shards.values()), {key: shards[path] for key, path in index.items()}
 
 
 def _file_in(folder: Path, kind: StoredKind | None) -> Path:

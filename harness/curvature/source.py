@@ -3,7 +3,6 @@
 import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +14,11 @@ from torch import Tensor
 from harness.checkpoints.layout import SCRATCH_ITEM_BYTES, TensorInfo, TensorSource, role_and_layer
 from harness.curvature.second_moments import PIECE_ENTRIES, SecondMoments, refusal
 from harness.errors import GraftbenchError
-from harness.files import canonical_json, file_digest, text_digest
+from harness.files import canonical_json, file_digests, text_digest
 from methods.interface import CurvatureKind, Role
 
 log = logging.getLogger(__name__)
 
-HASHING_THREADS = 2
 NAMES_SHOWN = 3
 """Names that one problem lists before it counts."""
 
@@ -134,9 +132,12 @@ class CurvatureSource:
     def _digests(self) -> dict[str, str]:
         """Digest of each expert's second moments: of the file, or of names and bytes of the index and its shards."""
         files = {name: expert.moments.files for name, expert in self._experts.items()}
-        distinct = sorted({path for paths in files.values() for path in paths})
-        with ThreadPoolExecutor(HASHING_THREADS) as pool:
-            digest_of = dict(zip(distinct, pool.map(_digest, distinct), strict=True))
+        try:
+            digest_of = file_digests(path for paths in files.values() for path in paths)
+        except OSError as error:
+            raise GraftbenchError(
+                f"second moments {error.filename} cannot be read ({error.strerror}); export them again"
+            ) from error
         return {
             name: digest_of[paths[0]]
             if len(paths) == 1
@@ -264,10 +265,3 @@ def _problems_of_cover(
 def _first(items: list[str]) -> str:
     shown = ", ".join(items[:NAMES_SHOWN])
     return shown if len(items) <= NAMES_SHOWN else f"{shown} and {len(items) - NAMES_SHOWN} more"
-
-
-def _digest(path: Path) -> str:
-    try:
-        return file_digest(path)
-    except OSError as error:
-        raise GraftbenchError(f"second moments {path} cannot be read ({error.strerror}); export them again") from error

@@ -1,7 +1,7 @@
 """A merge: planned from headers, streamed piece by piece, written to disk or handed to a live consumer."""
 
 from harness.merging.cutoff_store import CutoffStore
-from harness.merging.merge import MergeReport, check_room, merge_to_folder
+from harness.merging.merge import MergeReport, merge_to_folder, room_for
 from harness.merging.plan import Execution, MergePlan
 from harness.merging.planning import plan_merge, resolve_devices
 from harness.merging.stream import merged_parameters
@@ -11,9 +11,9 @@ __all__ = [
     "Execution",
     "MergePlan",
     "MergeReport",
-    "check_room",
     "merge_to_folder",
     "merged_parameters",
     "plan_merge",
     "resolve_devices",
+    "room_for",
 ]

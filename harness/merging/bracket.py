@@ -1,7 +1,7 @@
 """Cutoffs in one pass: a sample guesses two scores between which the cutoff lies, and a pass over all proves it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from harness.checkpoints import TensorInfo
 from harness.merging.cutoff_store import ExpertCutoff
-from harness.merging.execution import Pool, Task, Workbench
-from harness.merging.pieces import Piece, cut, subdivide
+from harness.merging.execution import Pool, Workbench
+from harness.merging.pieces import Piece, subdivide
 from harness.merging.plan import MergePlan
-from harness.merging.scores import Counts, Inside, counts_of, deal_ties, score_tiles, scored_together
+from harness.merging.scores import Counts, Inside, cutoffs_at, locate, score_tiles, scored_together
 
 _RUN_ENTRIES = 1024
 """Entries that a sample takes together."""
@@ -50,23 +50,18 @@ def bracketed_cutoffs(
     expected = 2 * _margin(0.5, entries * _RUN_ENTRIES // stride) * entries * _ENTRY_BYTES * len(names)
     if expected * _MEMORY_SHARE > pool.budget:
         return {}
-    parts = [found for _, found, _ in pool.run(_tasks(plan, parameters, _Sample(names, stride)))]
+    parts = [found for _, found in pool.run_over(parameters, _Sample(names, stride))]
     samples = dict(zip(names, np.concatenate(parts, axis=1), strict=True))
     brackets = tuple(_bracket(samples[name], ranks.get(name), entries) for name in names)
 
     above = dict.fromkeys(names, 0)
     inside: dict[str, list[Inside]] = {name: [] for name in names}
-    for piece, found, _ in pool.run(_tasks(plan, parameters, _CountInside(names, brackets))):
+    for piece, found in pool.run_over(parameters, _CountInside(names, brackets)):
         for name, (count, patterns, counts) in zip(names, found, strict=True):
             above[name] += count
             inside[name].append((piece, patterns, counts))
     cutoffs = {name: _cutoff(rank - above[name], inside[name]) for name, rank in ranks.items()}
     return {name: cutoff for name, cutoff in cutoffs.items() if cutoff is not None}
-
-
-def _tasks(plan: MergePlan, parameters: Sequence[TensorInfo], task: Task) -> Iterator[tuple[Task, Piece]]:
-    for piece in cut(parameters, plan.granularity, plan.execution.piece_entries):
-        yield task, piece
 
 
 def _bracket(sample: NDArray[np.int32], rank: int | None, entries: int) -> tuple[int, int]:
@@ -92,15 +87,11 @@ def _cutoff(rank: int, inside: Sequence[Inside]) -> ExpertCutoff | None:
     """The cutoff at the rank-th largest score inside of the bracket; None if it lies outside."""
     patterns, places = np.unique(np.concatenate([found for _, found, _ in inside]), return_inverse=True)
     counts = np.bincount(places, np.concatenate([count for *_, count in inside]), len(patterns)).astype(np.int64)
-    from_above = counts[::-1].cumsum()
-    if not len(counts) or not 0 < rank <= from_above[-1]:
+    if not 0 < rank <= counts.sum():
         return None
-    steps = int(np.searchsorted(from_above, rank))
-    pattern = int(patterns[len(patterns) - 1 - steps])
-    left = rank - (int(from_above[steps - 1]) if steps else 0)
-    ordered = sorted(inside, key=lambda entry: (entry[0].info.name, entry[0].start))
-    tied = np.concatenate([counts_of(np.array([pattern]), found, count) for _, found, count in ordered])
-    return deal_ties(pattern, left, [piece for piece, _, _ in ordered], tied)
+    place, left = locate(counts, rank)
+    (cutoff,) = cutoffs_at([int(patterns[place])], [int(patterns[place])], [left], inside)
+    return cutoff
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from harness.checkpoints import TensorInfo
 from harness.errors import GraftbenchError
 from harness.merging.bracket import bracketed_cutoffs
 from harness.merging.cutoff_store import CutoffStore, ExpertCutoff, KnownCutoffs, LastTie
-from harness.merging.execution import Pool, Task, Workbench, ahead
-from harness.merging.pieces import Piece, cut
+from harness.merging.execution import Pool, Workbench, ahead
+from harness.merging.pieces import Piece
 from harness.merging.plan import MergePlan
-from harness.merging.scores import Counts, Inside, counts_of, deal_ties, pattern_of, score_tiles, scored_together
+from harness.merging.scores import Counts, Inside, cutoffs_at, locate, pattern_of, score_tiles, scored_together
 from methods import Cutoff, Selection
 from methods.interface import per_expert
 from methods.selection import entries_to_keep
@@ -149,7 +149,7 @@ class _Search:
             more = {name: sorted({rank, *all_ranks}) for name, rank in self._ranks.items()}
             if _bytes_to_resolve(upper, more) <= pool.budget:
                 ranks = more
-        buckets = {name: [_locate(upper[name], rank) for rank in each] for name, each in ranks.items()}
+        buckets = {name: [locate(upper[name], rank) for rank in each] for name, each in ranks.items()}
         tables = {name: sorted({bucket for bucket, _ in found}) for name, found in buckets.items()}
         inside = self._count_lower(pool, tables)
         return {
@@ -159,15 +159,11 @@ class _Search:
             for name, found in buckets.items()
         }
 
-    def _pieces(self, task: Task) -> Iterator[tuple[Task, Piece]]:
-        for piece in cut(self._parameters, self._plan.granularity, self._plan.execution.piece_entries):
-            yield task, piece
-
     def _count_upper(self, pool: Pool) -> dict[str, Counts]:
         """How many scores fall into each bucket: one pass."""
         shape = (len(self._names), _buckets(self._lower_bits))
         totals = torch.zeros(shape, dtype=torch.int64)
-        for _, counts, _ in pool.run(self._pieces(_CountUpper(self._names, self._lower_bits))):
+        for _, counts in pool.run_over(self._parameters, _CountUpper(self._names, self._lower_bits)):
             if counts is not None:
                 totals += torch.from_numpy(counts)
         for own in pool.own if _is_kept(self._lower_bits) else []:
@@ -179,7 +175,7 @@ class _Search:
         """The scores inside of the buckets, for each expert and piece: one pass."""
         task = _CountLower(self._names, self._lower_bits, tuple(tuple(tables.get(name, ())) for name in self._names))
         inside: dict[str, list[Inside]] = {name: [] for name in tables}
-        for piece, each, _ in pool.run(self._pieces(task)):
+        for piece, each in pool.run_over(self._parameters, task):
             for name, (codes, counts) in zip(self._names, each, strict=True):
                 if name in inside:
                     inside[name].append((piece, codes, counts))
@@ -190,20 +186,14 @@ class _Search:
     ) -> list[ExpertCutoff]:
         """The cutoff of each rank, given its bucket and its rank inside of that."""
         totals = np.zeros(len(table) << self._lower_bits, dtype=np.int64)
-        for _, codes, counts in inside:
-            totals[codes] += counts
+        for _, each, counts in inside:
+            totals[each] += counts
         by_bucket = totals.reshape(len(table), -1)
         places = [table.index(bucket) for bucket, _ in found]
-        located = [_locate(by_bucket[place], within) for place, (_, within) in zip(places, found, strict=True)]
-        targets = np.array([(p << self._lower_bits) | low for p, (low, _) in zip(places, located, strict=True)])
-        ordered = sorted(inside, key=lambda entry: (entry[0].info.name, entry[0].start))
-        tied = np.stack([counts_of(targets, codes, counts) for _, codes, counts in ordered])
-        pieces = [piece for piece, _, _ in ordered]
-        cutoffs = []
-        for column, ((bucket, _), (low, left)) in enumerate(zip(found, located, strict=True)):
-            pattern = (bucket << self._lower_bits) | low
-            cutoffs.append(deal_ties(pattern, left, pieces, tied[:, column]))
-        return cutoffs
+        located = [locate(by_bucket[place], within) for place, (_, within) in zip(places, found, strict=True)]
+        codes = [(place << self._lower_bits) | low for place, (low, _) in zip(places, located, strict=True)]
+        patterns = [(bucket << self._lower_bits) | low for (bucket, _), (low, _) in zip(found, located, strict=True)]
+        return cutoffs_at(patterns, codes, [left for _, left in located], inside)
 
 
 @dataclass(frozen=True)
@@ -303,15 +293,8 @@ def _is_kept(lower_bits: int) -> bool:
 
 def _bytes_to_resolve(upper: Mapping[str, Counts], ranks: Mapping[str, list[int]]) -> int:
     """What the second pass will hold: a code and a count for each score in a bucket that matters."""
-    buckets = {name: {_locate(upper[name], rank)[0] for rank in each} for name, each in ranks.items()}
+    buckets = {name: {locate(upper[name], rank)[0] for rank in each} for name, each in ranks.items()}
     return 8 * sum(int(upper[name][sorted(each)].sum()) for name, each in buckets.items())
-
-
-def _locate(counts: Counts, k: int) -> tuple[int, int]:
-    """The bucket that holds the k-th largest value, and how many of the k it holds."""
-    from_above = counts[::-1].cumsum()
-    steps = int(np.searchsorted(from_above, k))
-    return len(counts) - 1 - steps, k - (int(from_above[steps - 1]) if steps else 0)
 
 
 def _count(counts: Counts, buckets: Tensor) -> None:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache, partial
 from itertools import count
 from multiprocessing import get_context
 from typing import Any, Protocol, Self, TypeVar
@@ -23,8 +24,9 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from harness.checkpoints import TensorInfo
 from harness.errors import GraftbenchError
-from harness.merging.pieces import Piece, entries_at_once
+from harness.merging.pieces import Piece, cut, entries_at_once
 from harness.merging.plan import MergePlan
 from harness.merging.reading import Reader
 
@@ -47,14 +49,8 @@ class Workbench:
         self.kept: dict[Any, Any] = {}
         """What a task prepares once and uses again."""
         self._slots = slots
-        self._readers: dict[tuple[str, ...], Reader] = {}
-
-    def reader(self, experts: tuple[str, ...] | None = None) -> Reader:
-        """What reads pieces of these experts, or of all; it keeps its memory from piece to piece."""
-        names = tuple(self.plan.experts) if experts is None else experts
-        if names not in self._readers:
-            self._readers[names] = Reader(self.plan, names)
-        return self._readers[names]
+        self.reader = cache(partial(Reader, plan))
+        """What reads pieces of some experts, given their names; it keeps its memory from piece to piece."""
 
     def slot(self, number: int) -> Tensor:
         """Memory for the result of one piece, uint8."""
@@ -63,6 +59,10 @@ class Workbench:
 
 class Task(Protocol):
     """What is to be done with pieces; small, since it is sent to the workers with each of them."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The experts that it reads."""
 
     def __call__(self, bench: Workbench, piece: Piece, slot: int) -> Any:
         """Work on one piece; the result is small, or lies in the slot."""
@@ -93,6 +93,8 @@ class Pool:
         on_gpu = execution.devices[0].type == "cuda"
         self._forked = not on_gpu and workers > 1 and sys.platform == "linux"
         self._before = torch.get_num_threads()
+        self._reader = cache(partial(Reader, plan))
+        """Tells the system what will be read, so that the disk works while processors do."""
         self._executor = self._forking(workers) if self._forked else self._threading(workers)
 
     def __enter__(self) -> Self:
@@ -112,7 +114,6 @@ class Pool:
             work: what to do with which piece; taken one by one, as far ahead as memory allows.
             slots: whether results lie in slots.
         """
-        reader = Reader(self.plan)  # tells the system what will be read, so that the disk works while processors do
         waiting: deque[tuple[Piece, int, int, Future[Any]]] = deque()
         taken = 0
 
@@ -133,7 +134,7 @@ class Pool:
                     yield first()
                     taken -= release()
                 slot = self._free.popleft() if slots else 0
-                reader.announce(piece)
+                self._reader(task.names).announce(piece)
                 waiting.append((piece, cost, slot, self._executor.submit(_work, task, piece, slot)))
                 taken += cost
             while waiting:
@@ -142,6 +143,12 @@ class Pool:
         finally:
             for *_, future in waiting:
                 future.cancel()
+
+    def run_over(self, parameters: Sequence[TensorInfo], task: Task) -> Iterator[tuple[Piece, Any]]:
+        """One task on every piece of some parameters: the pieces in their order, with what the task returns."""
+        pieces = cut(parameters, self.plan.granularity, self.plan.execution.piece_entries)
+        for piece, result, _ in self.run((task, piece) for piece in pieces):
+            yield piece, result
 
     def _result(self, future: Future[Any]) -> Any:
         try:

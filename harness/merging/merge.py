@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,7 @@ def merge_to_folder(
     Raises:
         GraftbenchError: `out` exists, an input turns out to be bad, or the disk is full.
     """
-    shards = plan_shards([*plan.parameters, *plan.copied], plan.dtype, shard_bytes)
-    check_room(shards, out)
+    shards = room_for(plan, out, shard_bytes)
     try:
         with unfinished_folder(out) as folder:
             journal = Journal(folder / JOURNAL_NAME, _identity(plan, shard_bytes))
@@ -104,8 +103,8 @@ def _take_name(folder: Path, out: Path) -> None:
         ) from error
 
 
-def check_room(shards: Sequence[ShardPlan], out: Path) -> None:
-    """Whether the output can be written where it shall be.
+def room_for(plan: MergePlan, out: Path, shard_bytes: int) -> list[ShardPlan]:
+    """The files of the output, if they can be written where they shall be.
 
     Raises:
         GraftbenchError: there is something already, or the disk has no room for it.
@@ -115,6 +114,7 @@ def check_room(shards: Sequence[ShardPlan], out: Path) -> None:
     there = next(folder for folder in out.absolute().parents if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise GraftbenchError(f"{out} cannot be made: {there} is no folder that you may write to; choose another")
+    shards = plan_shards([*plan.parameters, *plan.copied], plan.dtype, shard_bytes)
     begun = unfinished_path(out)
     needed = sum(shard.bytes for shard in shards) - sum(file.stat().st_blocks * 512 for file in begun.glob("*"))
     free = shutil.disk_usage(there).free
@@ -123,6 +123,7 @@ def check_room(shards: Sequence[ShardPlan], out: Path) -> None:
             f"{out} needs {needed / 1e9:.2f} GB, but {there} has {free / 1e9:.2f} GB left; free some space, choose "
             "another folder, or a narrower dtype"
         )
+    return shards
 
 
 def _identity(plan: MergePlan, shard_bytes: int) -> str:

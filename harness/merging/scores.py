@@ -44,10 +44,35 @@ def score_tiles(bench: Workbench, names: tuple[str, ...], piece: Piece) -> Itera
 
 
 def pattern_of(score: float) -> int:
+    """A score's bit pattern."""
     return int(torch.tensor(score, dtype=torch.float32).view(torch.int32))
 
 
-def deal_ties(pattern: int, left: int, pieces: Sequence[Piece], tied: Counts) -> ExpertCutoff:
+def locate(counts: Counts, k: int) -> tuple[int, int]:
+    """The place of the k-th largest value among ascending ones that occur so often, and how many of the k it takes."""
+    from_above = counts[::-1].cumsum()
+    steps = int(np.searchsorted(from_above, k))
+    return len(counts) - 1 - steps, k - (int(from_above[steps - 1]) if steps else 0)
+
+
+def cutoffs_at(
+    patterns: Sequence[int], codes: Sequence[int], left: Sequence[int], inside: Sequence[Inside]
+) -> list[ExpertCutoff]:
+    """The cutoffs at some scores, of whose ties so many are kept.
+
+    Args:
+        patterns: the scores.
+        codes: what stands for each of them in `inside`.
+        left: how many of the entries that have it are kept.
+        inside: how often each code occurs in each piece.
+    """
+    ordered = sorted(inside, key=lambda entry: (entry[0].info.name, entry[0].start))
+    tied = np.stack([_counts_of(np.array(codes), found, counts) for _, found, counts in ordered])
+    pieces = [piece for piece, _, _ in ordered]
+    return [_deal(pattern, kept, pieces, each) for pattern, kept, each in zip(patterns, left, tied.T, strict=True)]
+
+
+def _deal(pattern: int, left: int, pieces: Sequence[Piece], tied: Counts) -> ExpertCutoff:
     """The cutoff at a score, of whose ties, counted piece by piece, so many are kept: by parameter, then flat index."""
     threshold = float(torch.tensor(pattern, dtype=torch.int32).view(torch.float32))
     if not pattern:
@@ -65,7 +90,7 @@ def deal_ties(pattern: int, left: int, pieces: Sequence[Piece], tied: Counts) ->
     return ExpertCutoff(threshold, ties, LastTie(last.info.name, last.start, last.stop, nth))
 
 
-def counts_of(targets: NDArray[np.int64], codes: Counts, counts: Counts) -> Counts:
+def _counts_of(targets: NDArray[np.int64], codes: Counts, counts: Counts) -> Counts:
     """How often each target occurs among sorted codes with counts."""
     if not len(codes):
         return np.zeros(len(targets), dtype=np.int64)

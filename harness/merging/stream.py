@@ -52,7 +52,7 @@ def merged_pieces(
     with Pool(plan, slot_bytes(plan)) as pool:
         wanted = iter(plan.parameters if parameters is None else parameters)
         work = (
-            (_Merge(cutoffs), piece)
+            (_Merge(tuple(plan.experts), cutoffs), piece)
             for info, cutoffs in cutoffs_in_turn(plan, pool, wanted, model_cutoffs)
             for piece in cut([info], plan.granularity, plan.execution.piece_entries)
         )
@@ -65,6 +65,7 @@ def merged_pieces(
 class _Merge:
     """Merges a piece tile by tile."""
 
+    names: tuple[str, ...]
     cutoffs: tuple[Cutoff, ...] | None
 
     def __call__(self, bench: Workbench, piece: Piece, slot: int) -> None:
@@ -72,7 +73,7 @@ class _Merge:
         dtype = plan.dtype or piece.info.dtype
         merged = bench.slot(slot)[: piece.entries * dtype.itemsize].view(dtype)
         for tile in subdivide(piece, plan.granularity, plan.execution.tile):
-            parameter = bench.reader().read(tile, bench.device, self.cutoffs)
+            parameter = bench.reader(self.names).read(tile, bench.device, self.cutoffs)
             into = merged[tile.start - piece.start : tile.stop - piece.start]
             into.copy_(_merge(plan, parameter, dtype).view(-1))
 
