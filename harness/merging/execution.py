@@ -1,7 +1,7 @@
 """Runs tasks on pieces at the same time: reading, computing and writing overlap, under a fixed memory budget.
 
 On the CPU every worker is a process: operations on tiles that fit into a cache take microseconds, and threads of one
-interpreter would spend most of their time handing its lock to each other. Workers are forked, so they hold the plan
+interpreter would hand its lock to each other all the time. Workers are forked, so they hold the plan
 without copying it, as the workers of PyTorch's data loaders do, and large results lie in memory that they share. On a
 GPU every worker is a thread with a stream of its own, since one process owns the device.
 """
