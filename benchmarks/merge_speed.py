@@ -23,16 +23,14 @@ from typing import Any
 from benchmarks import report
 from benchmarks.llama_shaped import EXPERTS, MOMENTS, SIZES, make_set
 from benchmarks.machine import REPOSITORY, commit, describe_machine, versions
+from benchmarks.options import read_options
 from benchmarks.process import CommandFailed, measure, warm_page_cache
 from benchmarks.rows import SERIES, Row
-
-HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
     """Measure what the command line asks for."""
-    options = _options()
-    options.folder.mkdir(parents=True, exist_ok=True)
+    options = read_options()
     results: dict[str, Any] = {
         "commit": commit(),
         "command": shlex.join(options.graftbench),
@@ -237,50 +235,6 @@ def _check_room(models: Path, work: Path, parameters: int) -> None:
             "part of what is measured will be the disk",
             flush=True,
         )
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure merges, ours against mergekit's, on the same files.")
-    parser.add_argument("folder", type=Path, help="where the checkpoints lie or are made: FOLDER/llama-SIZE")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["0.2b", "0.43b"], help="which models")
-    parser.add_argument("--rows", nargs="+", choices=SERIES, default=list(SERIES), help="which series of merges")
-    parser.add_argument("--repeat", type=_positive, default=3, help="runs of each (default 3)")
-    parser.add_argument(
-        "--mergekit-python",
-        default=os.environ.get("GRAFTBENCH_MERGEKIT_PYTHON"),
-        help="python of an environment with mergekit 0.1.5 (default $GRAFTBENCH_MERGEKIT_PYTHON; none: only ours)",
-    )
-    parser.add_argument(
-        "--graftbench",
-        type=shlex.split,
-        default=[str(Path(sys.executable).parent / "graftbench")],
-        help="our command (default: the one installed beside this python)",
-    )
-    parser.add_argument(
-        "--override", action="append", default=[], metavar="OPTION=VALUE", help="an option for our merges; repeatable"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N, for both (default cpu)")
-    parser.add_argument("--sharded-moments", action="store_true", help="make second moments in shards with an index")
-    parser.add_argument("--profile", action="store_true", help="print where the time of each of our runs goes")
-    parser.add_argument("--no-check", action="store_true", help="do not compare the results (saves minutes)")
-    parser.add_argument(
-        "--report",
-        nargs="?",
-        type=Path,
-        const=HERE / "merge_speed.md",
-        help="write the tables there as Markdown and the numbers beside it as JSON",
-    )
-    options = parser.parse_args()
-    options.folder = options.folder.resolve()
-    if options.mergekit_python and Path(options.mergekit_python).is_dir():
-        options.mergekit_python = str(Path(options.mergekit_python) / "python")
-    return options
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 if __name__ == "__main__":

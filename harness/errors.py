@@ -12,6 +12,14 @@ class GraftbenchError(Exception):
     """
 
 
+def all_of(problems: Iterable[str]) -> GraftbenchError:
+    """One error for everything that is wrong, each thing once."""
+    distinct = list(dict.fromkeys(problems))
+    if len(distinct) == 1:
+        return GraftbenchError(distinct[0])
+    return GraftbenchError(f"{len(distinct)} things are wrong:\n" + "\n".join(f"  - {text}" for text in distinct))
+
+
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> GraftbenchError:
     """The error for a name that does not exist: the nearest valid ones first, then all of them."""
     return GraftbenchError(f"unknown {kind} '{name}'; {suggestion(name, valid)}")

@@ -12,6 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+PARTIAL = ".partial"
+"""How names end of what is being written; killed processes leave such behind."""
+
 _SETTLED_SECONDS = 2.0
 
 _WORTH_KEEPING_BYTES = 10**7
@@ -29,7 +32,7 @@ def file_written_atomically(final: Path) -> Iterator[Path]:
     """Yield a temporary path beside `final`; what was written there takes the final name when the block ends well."""
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=PARTIAL, dir=final.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -48,7 +51,7 @@ def folder_written_atomically(final: Path) -> Iterator[Path]:
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=PARTIAL, dir=final.parent))
     try:
         yield temporary
         _make_readable(temporary)
@@ -122,6 +125,14 @@ _known_digests: dict[str, str] = {}
 def _is_worth_keeping(identity: str) -> bool:
     path, _, size, *_ = identity.rsplit(" ", 4)
     return int(size) >= _WORTH_KEEPING_BYTES and Path(path).exists()
+
+
+def readable_size(count: float) -> str:
+    """So many bytes in the largest unit of which there is at least one, three digits of it: `1.23 GB`, `45.6 kB`."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= 0.9995 * size:  # what would be rounded to a thousand of the next smaller unit
+            return f"{float(f'{count / size:.3g}'):g} {unit}"
+    return f"{count:.0f} bytes"
 
 
 def text_digest(text: str) -> str:

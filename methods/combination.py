@@ -22,7 +22,7 @@ def sum_over_experts(values: Tensor, factors: Tensor | None = None) -> Tensor:
         return total
     total = values[0] * factors[0]
     for value, factor in zip(values[1:], factors[1:], strict=True):
-        total.addcmul_(value, factor)
+        total += value * factor  # rounded twice; a fused multiplication and addition rounds as the device likes
     return total
 
 

@@ -88,9 +88,9 @@ class GeneralizedTaskArithmetic(Method):
 
     def merge(self, parameter: Parameter) -> Tensor:
         weights = self._weights(parameter)
+        factors = torch.tensor(weights, dtype=torch.float32, device=parameter.experts.device)
         weighted = self._sparsified(parameter)
-        for values, weight in zip(weighted, weights, strict=True):
-            values.mul_(weight)
+        weighted *= factors.view(-1, *[1] * (weighted.dim() - 1))
         merged = _agreeing_mean(weighted, weights, self.normalize) if self.elect else self._mean(weighted, weights)
         merged *= value_at(self.scale, parameter.site)
         return merged.add_(parameter.base) if self.origin == "base" else merged
@@ -139,10 +139,7 @@ def random_mask(parameter: Parameter, densities: Sequence[float], seed: int) -> 
 
 
 def _agreeing_mean(weighted: Tensor, weights: Sequence[float], normalize: bool) -> Tensor:
-    """Sum of the weighted task vectors whose sign is that of their sum, over their weights where it is normalised.
-
-    Overwrites `weighted`.
-    """
+    """Sum of the weighted task vectors whose sign is that of their sum, over their weights where it is normalised."""
     elected = weighted[0].clone()
     for values in weighted[1:]:
         elected += values
@@ -152,10 +149,10 @@ def _agreeing_mean(weighted: Tensor, weights: Sequence[float], normalize: bool) 
     divisor = torch.zeros_like(elected)
     for values, weight in zip(weighted, weights, strict=True):
         # Turned to the elected sign, what agrees is positive, and the rest is cut off at zero.
-        values.mul_(elected).clamp_(min=0.0)
-        total += values
+        agreeing = (values * elected).clamp_(min=0.0)
+        total += agreeing
         if normalize:
-            divisor.add_(values.sign_(), alpha=weight)
+            divisor.add_(agreeing.sign_(), alpha=weight)
     total *= elected
     if normalize:
         divisor += torch.eq(divisor, 0.0, out=elected)

@@ -130,6 +130,14 @@ class Parameter:
         numbers = per_expert(value, self.expert_names, default)
         return torch.tensor(numbers, dtype=torch.float32, device=self.base.device).view(-1, *[1] * self.base.dim())
 
+    def surviving(self, scores: Tensor) -> Tensor:
+        """The entries that the cutoffs let through, `[experts, *shape]`: 1 or 0, fp32. `scores` has that shape, too."""
+        assert self.cutoffs is not None, f"{self.name}: the method did not declare its selection"
+        mask = torch.empty_like(scores, dtype=torch.float32)
+        for cutoff, score, into in zip(self.cutoffs, scores, mask, strict=True):
+            cutoff.mask(score.to(torch.float32), self.offset, into)
+        return mask
+
     def require_curvatures(self) -> Tensor:
         """The curvatures of a method that declared that it needs them."""
         assert self.curvatures is not None, f"{self.name}: the method did not declare that it needs curvature"

@@ -3,7 +3,6 @@
 import math
 from decimal import Decimal
 
-import torch
 from torch import Tensor
 
 from methods.interface import Parameter, Rounding
@@ -32,8 +31,4 @@ def entries_to_keep(density: float, entries: int, rounding: Rounding = "up") -> 
 
 def keep_by_cutoff(scores: Tensor, parameter: Parameter) -> Tensor:
     """The entries that survive the method's selection: 1 or 0, fp32, `[experts, *shape]`."""
-    assert parameter.cutoffs is not None, f"{parameter.name}: the method did not declare its selection"
-    mask = torch.empty_like(scores, dtype=torch.float32)
-    for cutoff, score, into in zip(parameter.cutoffs, scores, mask, strict=True):
-        cutoff.mask(score.to(torch.float32), parameter.offset, into)
-    return mask
+    return parameter.surviving(scores)

@@ -17,6 +17,7 @@ from harness.files import (
     digests_kept_in,
     file_digest,
     folder_written_atomically,
+    readable_size,
     text_digest,
     write_text_atomically,
 )
@@ -103,3 +104,22 @@ def test_another_process_knows_the_digests_of_large_files_until_they_change(tmp_
     assert another_process() == hashlib.sha256(b"b" * 10**7).hexdigest()
     kept.write_text("not JSON")
     assert another_process() == hashlib.sha256(b"b" * 10**7).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (45_649, "45.6 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1 MB"),
+        (1_234_000_000, "1.23 GB"),
+        (140 * 10**9, "140 GB"),
+        (2 * 10**12, "2 TB"),
+        (3 * 10**15, "3000 TB"),
+    ],
+)
+def test_a_size_is_written_in_a_unit_that_fits(count: int, text: str) -> None:
+    assert readable_size(count) == text

@@ -14,6 +14,7 @@ from torch import Tensor
 from harness.checkpoints.layout import INDEX_NAME, SINGLE_NAME, TensorInfo
 from harness.checkpoints.safetensors_file import DTYPES
 from harness.errors import GraftbenchError
+from harness.files import readable_size
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -108,8 +109,8 @@ class CheckpointWriter:
         except OSError as error:
             os.close(descriptor)
             raise GraftbenchError(
-                f"{self._folder / shard.name} needs {shard.bytes / 1e9:.2f} GB and cannot get them ({error.strerror}); "
-                "free some space or choose another folder"
+                f"{self._folder / shard.name} needs {readable_size(shard.bytes)} and cannot get them "
+                f"({error.strerror}); free some space or choose another folder"
             ) from error
         os.pwrite(descriptor, shard.header, 0)
         return descriptor

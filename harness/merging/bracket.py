@@ -1,7 +1,7 @@
 """Cutoffs in one pass: a sample guesses two scores between which the cutoff lies, and a pass over all proves it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from harness.checkpoints import TensorInfo
 from harness.merging.cutoff_store import ExpertCutoff
 from harness.merging.execution import Pool, Workbench
-from harness.merging.pieces import Piece, subdivide
+from harness.merging.pieces import Piece
 from harness.merging.plan import MergePlan
 from harness.merging.scores import Counts, Inside, cutoffs_at, locate, score_tiles, scored_together
 
@@ -31,6 +31,13 @@ _LARGEST_PATTERN = 0x7F800000
 """The pattern of infinity: no score is larger."""
 
 
+Bracket = tuple[int, int]
+"""The lowest and the highest pattern among which a cutoff is looked for."""
+
+Found = tuple[int, Counts, Counts]
+"""How many of an expert's scores in a piece lie above its bracket, and the patterns inside with their counts."""
+
+
 def bracketed_cutoffs(
     plan: MergePlan, pool: Pool, ranks: Mapping[str, int], parameters: Sequence[TensorInfo]
 ) -> dict[str, ExpertCutoff]:
@@ -42,26 +49,74 @@ def bracketed_cutoffs(
         ranks: how many entries of each expert shall survive.
         parameters: among whose entries.
     """
+    names = scored_together(plan, ranks)
+    brackets = guessed_brackets(plan, pool, ranks, parameters)
+    if not brackets:
+        return {}
+    return proved_cutoffs(names, ranks, pool.run_over(parameters, _CountInside(names, brackets)))
+
+
+def guessed_brackets(
+    plan: MergePlan, pool: Pool, ranks: Mapping[str, int], parameters: Sequence[TensorInfo]
+) -> tuple[Bracket, ...]:
+    """For each expert that is scored a bracket in which its cutoff most likely lies, from a sample; none where a
+    sample does not pay, or what is likely to lie inside does not fit into the memory."""
     entries = sum(info.entries for info in parameters)
     if not ranks or plan.granularity != "element" or entries < _FEWEST_ENTRIES:
-        return {}
+        return ()
     names = scored_together(plan, ranks)
     stride = max(_STRIDE_ENTRIES, -(-entries * _RUN_ENTRIES // _LARGEST_SAMPLE // 64) * 64)
     expected = 2 * _margin(0.5, entries * _RUN_ENTRIES // stride) * entries * _ENTRY_BYTES * len(names)
     if expected * _MEMORY_SHARE > pool.budget:
-        return {}
+        return ()
     parts = [found for _, found in pool.run_over(parameters, _Sample(names, stride))]
     samples = dict(zip(names, np.concatenate(parts, axis=1), strict=True))
-    brackets = tuple(_bracket(samples[name], ranks.get(name), entries) for name in names)
+    return tuple(_bracket(samples[name], ranks.get(name), entries) for name in names)
 
+
+def proved_cutoffs(
+    names: Sequence[str], ranks: Mapping[str, int], passed: Iterable[tuple[Piece, Sequence[Found]]]
+) -> dict[str, ExpertCutoff]:
+    """The cutoffs that a pass over all scores proved to lie inside of their brackets.
+
+    Args:
+        names: the experts that were scored.
+        ranks: how many entries of each expert shall survive.
+        passed: for each piece what was found of every expert.
+    """
     above = dict.fromkeys(names, 0)
     inside: dict[str, list[Inside]] = {name: [] for name in names}
-    for piece, found in pool.run_over(parameters, _CountInside(names, brackets)):
+    for piece, found in passed:
         for name, (count, patterns, counts) in zip(names, found, strict=True):
             above[name] += count
             inside[name].append((piece, patterns, counts))
     cutoffs = {name: _cutoff(rank - above[name], inside[name]) for name, rank in ranks.items()}
     return {name: cutoff for name, cutoff in cutoffs.items() if cutoff is not None}
+
+
+class InsideBrackets:
+    """Collects what lies inside of the experts' brackets, and counts what lies above, tile by tile."""
+
+    def __init__(self, brackets: Sequence[Bracket]) -> None:
+        self._brackets = brackets
+        self._above = [0] * len(brackets)
+        self._inside: list[list[NDArray[np.int32]]] = [[] for _ in brackets]
+
+    def add(self, expert: int, patterns: NDArray[np.int32]) -> None:
+        """The patterns of one more tile of an expert, by its number."""
+        low, high = self._brackets[expert]
+        self._above[expert] += int(np.count_nonzero(patterns > high))
+        # One comparison for both ends: what is below becomes a large number without a sign.
+        within = np.subtract(patterns, low).view(np.uint32) <= max(high - low, 0)
+        self._inside[expert].append(patterns[np.flatnonzero(within)])
+
+    def found(self) -> list[Found]:
+        """What was found of every expert."""
+        found: list[Found] = []
+        for above, inside in zip(self._above, self._inside, strict=True):
+            patterns, counts = np.unique(np.concatenate(inside), return_counts=True)
+            found.append((above, patterns, counts.astype(np.int32)))
+        return found
 
 
 def _bracket(sample: NDArray[np.int32], rank: int | None, entries: int) -> tuple[int, int]:
@@ -114,21 +169,11 @@ class _CountInside:
     """Counts for each expert the scores above its bracket, and gives the patterns inside with their counts."""
 
     names: tuple[str, ...]
-    brackets: tuple[tuple[int, int], ...]
+    brackets: tuple[Bracket, ...]
 
-    def __call__(self, bench: Workbench, piece: Piece, slot: int) -> list[tuple[int, Counts, Counts]]:
-        above = [0] * len(self.names)
-        inside: list[list[NDArray[np.int32]]] = [[] for _ in self.names]
-        for tile in subdivide(piece, "element", bench.plan.execution.tile):
-            for _, scores in score_tiles(bench, self.names, tile):
-                for number, (low, high) in enumerate(self.brackets):
-                    patterns = scores[number].cpu().numpy()
-                    above[number] += int(np.count_nonzero(patterns > high))
-                    # One comparison for both ends: what is below becomes a large number without a sign.
-                    within = np.subtract(patterns, low).view(np.uint32) <= max(high - low, 0)
-                    inside[number].append(patterns[np.flatnonzero(within)])
-        found: list[tuple[int, Counts, Counts]] = []
-        for count, patterns_inside in zip(above, inside, strict=True):
-            patterns, counts = np.unique(np.concatenate(patterns_inside), return_counts=True)
-            found.append((count, patterns, counts.astype(np.int32)))
-        return found
+    def __call__(self, bench: Workbench, piece: Piece, slot: int) -> list[Found]:
+        inside = InsideBrackets(self.brackets)
+        for _, scores in score_tiles(bench, self.names, piece):
+            for expert, patterns in enumerate(scores):
+                inside.add(expert, patterns.cpu().numpy())
+        return inside.found()

@@ -85,16 +85,30 @@ def configuration_problems(base: Model, expert: str, model: Model) -> list[str]:
     return problems
 
 
-def tensor_problems(parameters: Mapping[str, TensorInfo], expert: str, source: TensorSource) -> list[str]:
+def dtype_problems(base: Model, expert: str, model: Model) -> list[str]:
+    """Tensors that are weights in one model and integers in the other, which nobody can merge or copy."""
+    return [
+        f"expert '{expert}' ({model.source}): tensor '{name}' in {theirs.file.name} is {_dtype(theirs)}, the base's "
+        f"{_dtype(ours)}; export both in a floating-point type"
+        for here, there in ((base.tensors, model.buffers), (base.buffers, model.tensors))
+        for name, ours in here.items()
+        if (theirs := there.get(name)) is not None
+    ]
+
+
+def tensor_problems(
+    parameters: Mapping[str, TensorInfo], expert: str, source: TensorSource, buffers: Mapping[str, TensorInfo]
+) -> list[str]:
     """Tensors that an expert lacks or has in other shapes; what it has beyond the base is left out, and logged.
 
     Args:
         parameters: the output's tensors.
         expert: the expert's name.
         source: its tensors, rows matched.
+        buffers: its tensors of integers; see `dtype_problems` for those that should be weights.
     """
     where, problems = f"expert '{expert}' ({source.source})", []
-    missing = [name for name in parameters if name not in source.tensors]
+    missing = [name for name in parameters if name not in source.tensors and name not in buffers]
     if missing:
         problems.append(f"{where} lacks {_shown(missing)}, which the base has; export it whole")
     extra = [name for name in source.tensors if name not in parameters]
@@ -120,6 +134,10 @@ def copied_from_base(base: Model, experts: Mapping[str, TensorSource]) -> list[T
 
 def _of_role(model: Model, role: str) -> list[str]:
     return [name for name in model.tensors if role_and_layer(name)[0] == role and name.endswith("weight")]
+
+
+def _dtype(info: TensorInfo) -> str:
+    return str(info.dtype).removeprefix("torch.")
 
 
 def _shown(names: list[str]) -> str:

@@ -3,7 +3,9 @@
 A score is ≥ 0, so its fp32 bit pattern, read as an integer, has the order of the score. One pass counts how many scores
 share the upper bits of their patterns: these counts tell in which bucket the k-th largest score lies. A second pass
 counts the lower bits inside of the buckets that matter. Together they give the k-th largest of any number of scores.
-The first pass depends on the expert alone, and the second resolves many densities at once, so both can be kept.
+The first pass depends on the expert alone, and the second resolves many densities at once, so both can be kept. Where a
+sample can guess between which scores a cutoff lies, the first pass proves it as well, and the second is left to whoever
+asks for another density.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +17,14 @@ from torch import Tensor
 
 from harness.checkpoints import TensorInfo
 from harness.errors import GraftbenchError
-from harness.merging.bracket import bracketed_cutoffs
+from harness.merging.bracket import (
+    Bracket,
+    Found,
+    InsideBrackets,
+    bracketed_cutoffs,
+    guessed_brackets,
+    proved_cutoffs,
+)
 from harness.merging.cutoff_store import CutoffStore, ExpertCutoff, KnownCutoffs, LastTie
 from harness.merging.execution import Pool, Workbench, ahead
 from harness.merging.pieces import Piece
@@ -54,6 +63,7 @@ def find_cutoffs(plan: MergePlan, store: CutoffStore | None = None) -> dict[str,
     if missing:
         search = _Search(plan, missing, plan.parameters, _LOWER_BITS["model"])
         upper = {name: known[name].upper for name in missing if name in known}
+        plan.kernels.prepare(scored_together(plan, missing))
         with Pool(plan, own_bytes=search.own_bytes) as pool:
             fresh = search.result(pool, upper, hundredths=bool(keys))
         found |= {name: each.cutoffs[missing[name]] for name, each in fresh.items()}
@@ -127,6 +137,7 @@ class _Search:
         self._entries = sum(info.entries for info in parameters)
         self._names = scored_together(plan, ranks)
         self._lower_bits = lower_bits
+        self._guesses = lower_bits == _LOWER_BITS["model"]
 
     @property
     def own_bytes(self) -> int:
@@ -141,35 +152,47 @@ class _Search:
             upper: the counts of upper bits that are known already.
             hundredths: resolve all multiples of 0.01 together with the ranks asked for, if memory allows.
         """
+        proved: dict[str, KnownCutoffs] = {}
         if any(name not in upper for name in self._ranks):
-            upper = {**self._count_upper(pool), **upper}
-        ranks = {name: [rank] for name, rank in self._ranks.items()}
+            counted, cutoffs = self._count_upper(pool)
+            upper = {**counted, **upper}
+            proved = {name: KnownCutoffs(upper[name], {self._ranks[name]: each}) for name, each in cutoffs.items()}
+        ranks = {name: [rank] for name, rank in self._ranks.items() if name not in proved}
+        if not ranks:
+            return proved
         if hundredths:
             all_ranks = {entries_to_keep(hundredth / 100, self._entries) for hundredth in range(1, 100)}
-            more = {name: sorted({rank, *all_ranks}) for name, rank in self._ranks.items()}
+            more = {name: sorted({*rank, *all_ranks}) for name, rank in ranks.items()}
             if _bytes_to_resolve(upper, more) <= pool.budget:
                 ranks = more
         buckets = {name: [locate(upper[name], rank) for rank in each] for name, each in ranks.items()}
         tables = {name: sorted({bucket for bucket, _ in found}) for name, found in buckets.items()}
         inside = self._count_lower(pool, tables)
-        return {
+        return proved | {
             name: KnownCutoffs(
                 upper[name], dict(zip(ranks[name], self._resolve(inside[name], tables[name], found), strict=True))
             )
             for name, found in buckets.items()
         }
 
-    def _count_upper(self, pool: Pool) -> dict[str, Counts]:
-        """How many scores fall into each bucket: one pass."""
+    def _count_upper(self, pool: Pool) -> tuple[dict[str, Counts], dict[str, ExpertCutoff]]:
+        """How many scores fall into each bucket, and the cutoffs that the same pass can prove from a sample's guess."""
         shape = (len(self._names), _buckets(self._lower_bits))
         totals = torch.zeros(shape, dtype=torch.int64)
-        for _, counts in pool.run_over(self._parameters, _CountUpper(self._names, self._lower_bits)):
+        guessed = guessed_brackets(self._plan, pool, self._ranks, self._parameters) if self._guesses else ()
+        passed = []
+        for piece, (counts, inside) in pool.run_over(
+            self._parameters, _CountUpper(self._names, self._lower_bits, guessed)
+        ):
+            passed.append((piece, inside))
             if counts is not None:
                 totals += torch.from_numpy(counts)
+        proved = proved_cutoffs(self._names, self._ranks, passed) if guessed else {}
         for own in pool.own if _is_kept(self._lower_bits) else []:
             totals += own.view(torch.int64).view(shape)
             own.zero_()
-        return {name: counts for name, counts in zip(self._names, totals.numpy(), strict=True) if name in self._ranks}
+        by_name = zip(self._names, totals.numpy(), strict=True)
+        return {name: counts for name, counts in by_name if name in self._ranks}, proved
 
     def _count_lower(self, pool: Pool, tables: Mapping[str, list[int]]) -> dict[str, list[Inside]]:
         """The scores inside of the buckets, for each expert and piece: one pass."""
@@ -198,19 +221,26 @@ class _Search:
 
 @dataclass(frozen=True)
 class _CountUpper:
-    """Counts the upper bits of a piece's scores; returns the counts, or adds them up where they are many."""
+    """Counts the upper bits of a piece's scores, and with brackets finds what lies inside of them.
+
+    Returns the counts, or adds them up where they are many; and what was found.
+    """
 
     names: tuple[str, ...]
     lower_bits: int
+    brackets: tuple[Bracket, ...] = ()
 
-    def __call__(self, bench: Workbench, piece: Piece, slot: int) -> Counts | None:
+    def __call__(self, bench: Workbench, piece: Piece, slot: int) -> tuple[Counts | None, list[Found]]:
         shape = (len(self.names), _buckets(self.lower_bits))
         kept = _is_kept(self.lower_bits)
         totals = bench.own.view(torch.int64).view(shape).numpy() if kept else np.zeros(shape, dtype=np.int64)
+        inside = InsideBrackets(self.brackets)
         for _, scores in score_tiles(bench, self.names, piece):
-            for counts, patterns in zip(totals, scores, strict=True):
+            for expert, (counts, patterns) in enumerate(zip(totals, scores, strict=True)):
                 _count(counts, patterns >> self.lower_bits)
-        return None if kept else totals
+                if self.brackets:
+                    inside.add(expert, patterns.cpu().numpy())
+        return None if kept else totals, inside.found() if self.brackets else []
 
 
 @dataclass(frozen=True)

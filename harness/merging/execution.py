@@ -18,7 +18,8 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from itertools import count
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
@@ -95,12 +96,17 @@ class Pool:
         self._before = torch.get_num_threads()
         self._reader = cache(partial(Reader, plan))
         """Tells the system what will be read, so that the disk works while processors do."""
+        self._children: set[BaseProcess] = set()
         self._executor = self._forking(workers) if self._forked else self._threading(workers)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            # Nobody wants what is at work any more; one piece of a matrix method can take minutes.
+            for worker in self._children:
+                worker.kill()
         self._executor.shutdown(cancel_futures=True)
         if not self._forked:
             torch.set_num_threads(self._before)
@@ -164,7 +170,9 @@ class Pool:
         numbers = context.Value("i", 0)
         given = (self.plan, numbers, self.slots, self.own, os.getpid())
         executor = ProcessPoolExecutor(workers, context, initializer=_begin_process, initargs=given)
+        before = set(active_children())
         executor.submit(os.getpid).result()  # forks all of them now, before there are threads
+        self._children = set(active_children()) - before
         return executor
 
     def _threading(self, workers: int) -> Executor:

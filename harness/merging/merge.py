@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from harness.checkpoints import CheckpointWriter, ShardPlan, TensorInfo, plan_sh
 from harness.checkpoints.layout import CONFIG_NAME
 from harness.checkpoints.vocabulary import write_tokenizer
 from harness.errors import GraftbenchError
-from harness.files import canonical_json, text_digest
+from harness.files import canonical_json, readable_size, text_digest
 from harness.merging.cutoff_store import CutoffStore, ExpertCutoff
 from harness.merging.cutoffs import find_cutoffs
 from harness.merging.journal import FILE_NAME as JOURNAL_NAME
@@ -74,7 +75,7 @@ def merge_to_folder(
     try:
         with unfinished_folder(out) as folder:
             journal = Journal(folder / JOURNAL_NAME, _identity(plan, shard_bytes))
-            _write_companions(plan, folder)
+            write_companions(plan, folder)
             with CheckpointWriter(folder, shards) as writer:
                 started = time.perf_counter()
                 cutoffs = find_cutoffs(plan, store)
@@ -120,7 +121,7 @@ def room_for(plan: MergePlan, out: Path, shard_bytes: int) -> list[ShardPlan]:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise GraftbenchError(
-            f"{out} needs {needed / 1e9:.2f} GB, but {there} has {free / 1e9:.2f} GB left; free some space, choose "
+            f"{out} needs {readable_size(needed)}, but {there} has {readable_size(free)} left; free some space, choose "
             "another folder, or a narrower dtype"
         )
     return shards
@@ -128,7 +129,12 @@ def room_for(plan: MergePlan, out: Path, shard_bytes: int) -> list[ShardPlan]:
 
 def _identity(plan: MergePlan, shard_bytes: int) -> str:
     """What the files of an interrupted merge must be of, so that it can go on."""
-    return text_digest(canonical_json({"recipe": plan.recipe(), "shard_bytes": shard_bytes, **_VERSIONS}))
+    with ThreadPoolExecutor(1) as one:  # compiles while files are hashed
+        compiling = one.submit(plan.kernels.prepare)
+        recipe = plan.recipe()
+        compiling.result()
+    about = {"recipe": recipe, "shard_bytes": shard_bytes, "arithmetic": plan.arithmetic, **_VERSIONS}
+    return text_digest(canonical_json(about))
 
 
 def _write_weights(
@@ -141,6 +147,10 @@ def _write_weights(
         if info.name in journal.finished and journal.finished[info.name] == _digest_on_disk(plan, info, writer)
     }
     resumed = len(digests)
+    for info in plan.copied:  # first, since what is wrong with them is soon known
+        tensor = plan.copy_of(info)
+        writer.write(info.name, 0, tensor)
+        digests[info.name] = tensor_digest(tensor)
     left = [info for info in plan.parameters if info.name not in digests]
     for piece, values in merged_pieces(plan, cutoffs, left):
         if piece.start == 0:
@@ -150,10 +160,6 @@ def _write_weights(
         if piece.is_last:
             digests[piece.info.name] = digest.hexdigest()
             journal.add(piece.info.name, digests[piece.info.name])
-    for info in plan.copied:
-        tensor = plan.copy_of(info)
-        writer.write(info.name, 0, tensor)
-        digests[info.name] = tensor_digest(tensor)
     return digests, resumed
 
 
@@ -188,7 +194,7 @@ def weights_digest(digests: Mapping[str, str]) -> str:
     ).hexdigest()
 
 
-def _write_companions(plan: MergePlan, folder: Path) -> None:
+def write_companions(plan: MergePlan, folder: Path) -> None:
     """Configuration from the base, tokenizer and generation configuration from the plan's stated source."""
     config = dict(plan.base_model.config)
     if plan.dtype is not None:
@@ -214,6 +220,7 @@ def _write_recipe(plan: MergePlan, report: MergeReport, folder: Path, provenance
             name: {"threshold": repr(cutoff.threshold), "ties": cutoff.ties} for name, cutoff in report.cutoffs.items()
         },
         "seconds": report.seconds,
+        "arithmetic": plan.arithmetic,
         "devices": [str(device) for device in plan.execution.devices],
         **provenance,
     }

@@ -5,21 +5,26 @@ import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from harness.checkpoints import TensorInfo, TensorSource, role_and_layer
-from harness.checkpoints.layout import SCRATCH_ITEM_BYTES
+from harness.checkpoints.layout import SCRATCH_ITEM_BYTES, not_finite
 from harness.checkpoints.opening import Model
 from harness.checkpoints.vocabulary import Vocabulary
 from harness.curvature import CurvatureSource
+from harness.errors import GraftbenchError
 from harness.files import canonical_json, text_digest
 from harness.merging.pieces import PIECE_ENTRIES, TILE_ENTRIES, Piece, entries_at_once
 from harness.merging.source import method_source_digest
 from methods import Method
 from methods.interface import Granularity, Site
+
+if TYPE_CHECKING:
+    from harness.merging.kernels import Kernels
+    from harness.merging.request import MergeRequest
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +38,8 @@ _TEMPORARIES = 6
 DEFAULT_MEMORY_BYTES = 10**9
 """What pieces at work take together, unless a method that must see whole tensors needs more."""
 
+
+KernelChoice = Literal["auto", "plain", "compiled"]
 
 _WORKERS_PER_CORE = 4
 """More only wait for one another."""
@@ -48,6 +55,8 @@ class Execution:
     """Workers, each on one core; 0 means one for every core, or three for every GPU."""
     memory_bytes: int | None = None
     """What all pieces at work may take together, in bytes; None until the plan has settled it."""
+    kernels: KernelChoice = "auto"
+    """Whether methods are compiled: where that pays, never, or always, as far as a method can be."""
     piece_entries: int = PIECE_ENTRIES
     tile_entries: int = TILE_ENTRIES
 
@@ -94,6 +103,8 @@ class MergePlan:
     execution: Execution
     dtype: torch.dtype | None
     """Data type of the output; None keeps each tensor's as the base has it."""
+    request: "MergeRequest | None" = None
+    """What it was planned from, where another process may have to plan the same merge."""
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +128,19 @@ class MergePlan:
         return max((number + 1 for number in numbers if number is not None), default=0)
 
     @cached_property
+    def kernels(self) -> "Kernels":
+        """The method compiled, where that was worth it."""
+        from harness.merging.kernels import Kernels
+
+        return Kernels(self)
+
+    @property
+    def arithmetic(self) -> str:
+        """What decides about the last bits of a merge that has run: kind of device, and kernels that round apart."""
+        device = self.execution.devices[0].type
+        return device if self.kernels.rounding == "plain" else f"{device}, compiled"
+
+    @cached_property
     def granularity(self) -> Granularity:
         """How much of a parameter the method must see at once."""
         return self.method.granularity()
@@ -137,9 +161,23 @@ class MergePlan:
         return self.base_model if self.tokenizer == BASE else self.models[self.tokenizer]
 
     def copy_of(self, info: TensorInfo) -> Tensor:
-        """A tensor that the output takes from the base as it is, weights in the output's data type."""
+        """A tensor that the output takes from the base as it is, weights in the output's data type.
+
+        Raises:
+            GraftbenchError: it holds NaN or Inf, or values that the output's data type cannot hold.
+        """
         tensor = self.base_model.read(info.name)
-        return tensor.to(self.dtype) if self.dtype and tensor.is_floating_point() else tensor
+        if not tensor.is_floating_point():
+            return tensor
+        if not _is_finite(tensor):
+            raise not_finite(self.base_model, info.name)
+        copied = tensor.to(self.dtype or tensor.dtype)
+        if not _is_finite(copied):
+            raise GraftbenchError(
+                f"tensor '{info.name}', copied from the base, does not fit into {copied.dtype}; "
+                "choose dtype=float32 or dtype=bfloat16"
+            )
+        return copied
 
     def site(self, info: TensorInfo) -> Site:
         """Where a parameter sits in the network."""
@@ -192,3 +230,8 @@ class MergePlan:
             )
             for name, model in self.models.items()
         }
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or Inf; both show in the extremes, which take no memory."""
+    return not tensor.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())

@@ -15,8 +15,15 @@ from harness.checkpoints import TensorInfo
 from harness.checkpoints.opening import Model, Source, open_checkpoint
 from harness.checkpoints.vocabulary import Vocabulary, match_vocabularies, tokenizer_problems
 from harness.curvature import CurvatureSource
-from harness.errors import GraftbenchError, unknown_name
-from harness.merging.compatibility import configuration_problems, copied_from_base, tensor_problems, with_head
+from harness.errors import GraftbenchError, all_of, unknown_name
+from harness.files import readable_size
+from harness.merging.compatibility import (
+    configuration_problems,
+    copied_from_base,
+    dtype_problems,
+    tensor_problems,
+    with_head,
+)
 from harness.merging.pieces import entries_at_once
 from harness.merging.plan import BASE, DEFAULT_MEMORY_BYTES, Execution, MergePlan
 from methods import Method
@@ -66,14 +73,15 @@ def plan_merge(
         models = {expert: model for expert, model in found.items() if model is not None}
         problems += _curvature_problems(method, models, curvature_files)
         if base_model is None:
-            raise _report(problems)
+            raise all_of(problems)
         for expert, model in models.items():
             problems += configuration_problems(base_model, expert, model)
         matched, more = match_vocabularies(vocabulary, base_model, models)
         problems += more
         if problems:
-            raise _report(problems)
-        problems += tokenizer_problems(matched, base_model, base_model if tokenizer == BASE else models[tokenizer])
+            raise all_of(problems)
+        gives_tokenizer = base_model if tokenizer == BASE else models[tokenizer]
+        problems += tokenizer_problems(matched, base_model, gives_tokenizer, models)
         sources = {
             expert: matched.matched(with_head(base_model, expert, model), expert) for expert, model in models.items()
         }
@@ -83,7 +91,8 @@ def plan_merge(
         parameters = tuple(info for info in base_source.tensors.values() if info.name not in left_out)
         wanted = {info.name: info for info in parameters}
         for expert, source in sources.items():
-            problems += tensor_problems(wanted, expert, source)
+            problems += dtype_problems(base_model, expert, models[expert])
+            problems += tensor_problems(wanted, expert, source, models[expert].buffers)
         curvature = _curvature(method, names, curvature_files, matched, wanted, problems)
         if curvature is not None:
             opened.callback(curvature.close)
@@ -105,7 +114,7 @@ def plan_merge(
         plan, more = _within_memory(plan)
         problems += more
         if problems:
-            raise _report(problems)
+            raise all_of(problems)
         _warn_of_other_bases(plan)
         opened.pop_all()  # from here on, closing is the plan's
         return plan
@@ -121,14 +130,6 @@ def _open(source: Source, problems: list[str], opened: ExitStack) -> Model | Non
     return model
 
 
-def _report(problems: Sequence[str]) -> GraftbenchError:
-    """One error for everything that is wrong."""
-    distinct = list(dict.fromkeys(problems))
-    if len(distinct) == 1:
-        return GraftbenchError(distinct[0])
-    return GraftbenchError(f"{len(distinct)} things are wrong:\n" + "\n".join(f"  - {text}" for text in distinct))
-
-
 def _within_memory(plan: MergePlan) -> tuple[MergePlan, list[str]]:
     """The plan with its memory budget settled: what the user set, or 1 GB, or what one piece needs beyond that."""
     execution = plan.execution
@@ -142,15 +143,15 @@ def _within_memory(plan: MergePlan) -> tuple[MergePlan, list[str]]:
     needed = costs[largest] if largest is not None else 0
     if execution.memory_bytes is not None and needed > execution.memory_bytes:
         return plan, [
-            f"memory_gb={execution.memory_bytes / 1e9:g} is too little: '{largest}' takes {needed / 1e9:.3g} GB, since "
-            f"method '{plan.name}' works on {plan.granularity} granularity; "
+            f"memory_gb={execution.memory_bytes / 1e9:g} is too little: '{largest}' takes {readable_size(needed)}, "
+            f"since method '{plan.name}' works on {plan.granularity} granularity; "
             f"give memory_gb={math.ceil(needed / 1e6) / 1e3:g}"
         ]
     available = psutil.virtual_memory().available
     if needed > available:
         return plan, [
-            f"'{largest}' takes {needed / 1e9:.2f} GB, since method '{plan.name}' works on {plan.granularity} "
-            f"granularity, but this machine has {available / 1e9:.2f} GB of memory left"
+            f"'{largest}' takes {readable_size(needed)}, since method '{plan.name}' works on {plan.granularity} "
+            f"granularity, but this machine has {readable_size(available)} of memory left"
         ]
     budget = execution.memory_bytes or max(DEFAULT_MEMORY_BYTES, needed)
     return replace(plan, execution=replace(execution, memory_bytes=budget)), []

@@ -32,6 +32,10 @@ def score_tiles(bench: Workbench, names: tuple[str, ...], piece: Piece) -> Itera
     plan, reader = bench.plan, bench.reader(names)
     for tile in subdivide(piece, plan.granularity, plan.execution.tile):
         parameter = reader.read(tile, bench.device)
+        patterns = plan.kernels.score(parameter)
+        if patterns is not None:
+            yield tile, patterns
+            continue
         scores = plan.method.score(parameter).to(torch.float32)
         if scores.shape != parameter.experts.shape:
             raise GraftbenchError(

@@ -13,6 +13,7 @@ from harness.merging.cutoffs import cutoffs_in_turn, find_cutoffs
 from harness.merging.execution import Pool, Workbench, slot_bytes
 from harness.merging.pieces import Piece, cut, subdivide
 from harness.merging.plan import MergePlan
+from harness.merging.scores import scored_together
 from methods import Cutoff, Parameter
 
 
@@ -49,6 +50,9 @@ def merged_pieces(
         model_cutoffs: the cutoffs of a selection over the whole model, if the method makes one.
         parameters: those of the plan's that are to be merged; None for all.
     """
+    plan.kernels.prepare()
+    if plan.method.selection() is not None and model_cutoffs is None:
+        plan.kernels.prepare(scored_together(plan, plan.experts))
     with Pool(plan, slot_bytes(plan)) as pool:
         wanted = iter(plan.parameters if parameters is None else parameters)
         work = (
@@ -75,7 +79,8 @@ class _Merge:
         for tile in subdivide(piece, plan.granularity, plan.execution.tile):
             parameter = bench.reader(self.names).read(tile, bench.device, self.cutoffs)
             into = merged[tile.start - piece.start : tile.stop - piece.start]
-            into.copy_(_merge(plan, parameter, dtype).view(-1))
+            values = plan.kernels.merge(parameter, dtype)
+            into.copy_(_merge(plan, parameter, dtype).view(-1) if values is None else values)
 
 
 def _merge(plan: MergePlan, parameter: Parameter, dtype: torch.dtype) -> Tensor:

@@ -14,29 +14,18 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
 
 from harness.checkpoints import Checkpoint
 from harness.checkpoints.adapter import AdaptedCheckpoint
 from harness.errors import GraftbenchError
+from tests.checkpoints.llama import llama
 from tests.checkpoints.small import write_checkpoint
 
 
-def llama(tied: bool = False) -> LlamaForCausalLM:
-    """Two blocks, with biases in attention; 40 tokens of width 16."""
-    torch.manual_seed(1)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=40,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            attention_bias=True,
-            tie_word_embeddings=tied,
-        )
-    )
+def base_model(tied: bool = False) -> LlamaForCausalLM:
+    """With biases in attention, and fewer key and value heads than query heads."""
+    return llama(1, num_key_value_heads=1, attention_bias=True, tie_word_embeddings=tied)
 
 
 def trained(folder: Path, model: PreTrainedModel, config: LoraConfig) -> PeftModel:
@@ -85,7 +74,7 @@ def assert_same_model(checkpoint: AdaptedCheckpoint, expected: Mapping[str, Tens
     ids=lambda options: "-".join(map(str, options)),
 )
 def test_an_adapted_checkpoint_is_what_peft_merges(tmp_path: Path, options: dict[str, Any]) -> None:
-    adapted = trained(tmp_path, llama(), LoraConfig(r=2, **options))
+    adapted = trained(tmp_path, base_model(), LoraConfig(r=2, **options))
     checkpoint = opened(tmp_path)
     changed = {name for name in checkpoint.tensors if not torch.equal(checkpoint.read(name), base(tmp_path, name))}
     assert changed
@@ -113,7 +102,7 @@ def test_gpt2_stores_its_weights_transposed(tmp_path: Path, targets: list[str]) 
 
 
 def test_an_adapter_in_pytorch_format_is_read(tmp_path: Path) -> None:
-    adapted = trained(tmp_path, llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted = trained(tmp_path, base_model(), LoraConfig(r=2, target_modules=["q_proj"]))
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     torch.save(load_file(file), file.with_suffix(".bin"))
     file.unlink()
@@ -134,10 +123,10 @@ def test_a_tied_matrix_is_changed_once_where_head_and_embedding_agree(tmp_path: 
     both = {"target_modules": ["q_proj"]} | options
     if "embed_tokens" in both["target_modules"]:
         both["target_modules"] = ["q_proj", "embed_tokens", "lm_head"]
-    adapted = trained(tmp_path, llama(tied=True), LoraConfig(r=2, ensure_weight_tying=True, **both))
+    adapted = trained(tmp_path, base_model(tied=True), LoraConfig(r=2, ensure_weight_tying=True, **both))
     checkpoint = opened(tmp_path)
     assert "lm_head.weight" not in checkpoint.tensors
-    ours = llama(tied=True)
+    ours = base_model(tied=True)
     ours.load_state_dict({name: checkpoint.read(name) for name in checkpoint.tensors}, strict=False)
     ours.tie_weights()
     tokens = torch.arange(8)[None]
@@ -157,7 +146,7 @@ def test_a_tied_matrix_is_changed_once_where_head_and_embedding_agree(tmp_path: 
 def test_an_adapter_that_takes_a_tied_matrix_apart_is_refused(
     tmp_path: Path, options: dict[str, Any], said: str
 ) -> None:
-    trained(tmp_path, llama(tied=True), LoraConfig(r=2, **options))
+    trained(tmp_path, base_model(tied=True), LoraConfig(r=2, **options))
     with pytest.raises(GraftbenchError, match=f"head is its embedding.*{said}.*ensure_weight_tying"):
         opened(tmp_path)
 

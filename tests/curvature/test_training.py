@@ -3,24 +3,16 @@
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from harness.curvature import empirical_fisher, second_moments_of
 from harness.errors import GraftbenchError
+from tests.checkpoints.llama import llama
 
 
 @pytest.fixture
 def model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=11,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config)
+    return llama(vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=1, tie_word_embeddings=True)
 
 
 def examples(count: int) -> list[dict[str, torch.Tensor]]:

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.checkpoints import Checkpoint
 from harness.merging import Execution, merge_to_folder, plan_merge
@@ -18,18 +18,12 @@ from methods.linear import Linear
 from methods.ota import Ota
 from methods.task_arithmetic import TaskArithmetic
 from methods.ties import Ties
+from tests.checkpoints.llama import llama
 from tests.checkpoints.small import write_checkpoint, write_moments
 from tests.checkpoints.vocabulary.models import ids, save, tokenizer
 from tests.merging.models import SHAPES, merge, merged, random_tensors
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-
-def llama(seed: int) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
-    )
 
 
 def written(out: Path) -> dict[str, Tensor]:

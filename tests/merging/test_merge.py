@@ -5,27 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from harness.errors import GraftbenchError
 from harness.merging import Execution, merge_to_folder, plan_merge, resolve_devices
 from methods import Method, Parameter
 from methods.linear import Linear
 from methods.task_arithmetic import TaskArithmetic
-
-CONFIG = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 32,
-}
+from tests.checkpoints.llama import llama
 
 
 def save(folder: Path, seed: int, dtype: torch.dtype = torch.float32, tied: bool = True) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**CONFIG, tie_word_embeddings=tied)).to(dtype)
+    model = llama(seed, max_position_embeddings=32, tie_word_embeddings=tied).to(dtype)
     model.save_pretrained(folder)
     return model
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.merging import merge_to_folder, plan_merge
 from harness.merging.mergekit_recipe import read_mergekit_recipe
 from methods import Parameter, generalized_task_arithmetic
+from tests.checkpoints.llama import llama
 from tests.methods.asking_mergekit import ModelMerge, interpreter, merge_models
 
 NAMES = ("a", "b", "base")
@@ -65,19 +65,10 @@ class Models:
 
 def save(folder: Path, dtype: torch.dtype) -> Models:
     """Small Llama models, the experts near the base."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        tie_word_embeddings=False,
-    )
-    base = LlamaForCausalLM(config).state_dict()
+    base = llama(num_hidden_layers=4).state_dict()
     folders, masks = {}, {}
-    for name in NAMES:
-        model = LlamaForCausalLM(config)
+    for seed, name in enumerate(NAMES, start=1):
+        model = llama(seed, num_hidden_layers=4)
         torch.nn.Module.to(model, dtype)
         edit = 0.0 if name == "base" else 0.01
         model.load_state_dict({key: value + edit * torch.randn_like(value) for key, value in base.items()})

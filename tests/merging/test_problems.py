@@ -20,7 +20,7 @@ from methods.ota import Ota
 from methods.ota_ffg import OtaFfg
 from methods.task_arithmetic import TaskArithmetic
 from tests.checkpoints.small import write_checkpoint, write_moments
-from tests.merging.models import merge
+from tests.merging.models import merge, merged
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 TIED = {"tie_word_embeddings": True}
@@ -157,6 +157,47 @@ def test_buffers_of_integers_are_the_bases(tmp_path: Path) -> None:
         assert found["ids"].tolist() == [0, 1, 2, 3, 4] and found["ids"].dtype == torch.int64
 
 
+def integers(folder: Path, name: str) -> Path:
+    """Round one tensor of a checkpoint to int64."""
+    stored = load_file(folder / "model.safetensors")
+    save_file(stored | {name: stored[name].to(torch.int64)}, folder / "model.safetensors")
+    return folder
+
+
+def test_weights_here_and_integers_there_are_told_by_their_data_types(tmp_path: Path) -> None:
+    base, expert = (write_checkpoint(tmp_path / name, tensors(seed)) for seed, name in enumerate(("base", "x")))
+    integers(expert, NORM)
+    text = refusal(base, {"x": expert})
+    assert f"tensor '{NORM}' in model.safetensors is int64, the base's float32; export both in a floating" in text
+    assert "lacks" not in text
+    text = refusal(expert, {"x": base})
+    assert f"tensor '{NORM}' in model.safetensors is float32, the base's int64" in text
+    with plan_merge("m", Linear(), expert, {"x": integers(base, NORM)}, {}) as plan:
+        assert [info.name for info in plan.copied] == [NORM], "integers in all of them are a buffer"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_copied_from_the_base_is_checked_as_what_is_merged(tmp_path: Path, number: float) -> None:
+    alone = {"model.rotary.inv_freq": torch.tensor([0.1, number, 0.2])}
+    base = write_checkpoint(tmp_path / "base", tensors(0) | alone)
+    models = {"base": base, "x": write_checkpoint(tmp_path / "x", tensors(1))}
+    message = r"base/model\.safetensors: tensor 'model\.rotary\.inv_freq' has NaN or Inf; .*export .*base again"
+    with pytest.raises(GraftbenchError, match=message):
+        merge(tmp_path / "out", Linear(), models)
+    with pytest.raises(GraftbenchError, match=message):
+        merged(Linear(), models)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "x"]
+
+
+def test_what_is_copied_must_fit_into_the_outputs_data_type(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", tensors(0) | {"model.scale": torch.tensor([1e5])})
+    models = {"base": base, "x": write_checkpoint(tmp_path / "x", tensors(1))}
+    with pytest.raises(GraftbenchError, match=r"'model\.scale', copied from the base, does not fit into torch\.fl"):
+        merge(tmp_path / "out", Linear(), models, dtype="float16")
+    found = written(merge(tmp_path / "out", Linear(), models, dtype="bfloat16"))
+    assert found["model.scale"].dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("which", ["base", "x"])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8])
 def test_quantised_weights_are_refused_by_name(tmp_path: Path, which: str, dtype: torch.dtype) -> None:
@@ -208,7 +249,7 @@ def test_memory_that_nobody_has_is_refused(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("harness.merging.planning.psutil.virtual_memory", lambda: Scarce)
     base = write_checkpoint(tmp_path / "base", {"p": torch.zeros(300, 400)})
     text = refusal(base, {"x": base}, OtaFfg(pairing="shuffled", score_by="magnitude", weight_by="uniform"))
-    assert "'p' takes" in text and "this machine has 0.00 GB of memory left" in text
+    assert "'p' takes" in text and "this machine has 1 MB of memory left" in text
 
 
 def test_an_adapter_has_no_second_moments(tmp_path: Path) -> None:

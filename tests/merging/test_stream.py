@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from harness.checkpoints import TensorInfo, plan_shards
 from harness.errors import GraftbenchError
 from harness.merging import Execution, merge_to_folder, merged_parameters, plan_merge
 from methods import Method, Parameter
 from methods.ties import Ties
+from tests.checkpoints.llama import llama
 from tests.checkpoints.small import write_checkpoint
 from tests.merging.models import Models, merge, merged, random_tensors
 
@@ -31,17 +32,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_a_live_model_answers_as_the_written_one(tmp_path: Path, tied: bool, dtype: str | None) -> None:
-    config = LlamaConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        tie_word_embeddings=tied,
-    )
     for seed, name in enumerate(("base", "x", "y")):
-        torch.manual_seed(seed)
-        LlamaForCausalLM(config).save_pretrained(tmp_path / name)
+        llama(seed, tie_word_embeddings=tied).save_pretrained(tmp_path / name)
     experts = {name: tmp_path / name for name in ("x", "y")}
     execution = Execution(threads=2, piece_entries=64, tile_entries=64)
     live = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype or "float32").eval()

@@ -99,7 +99,7 @@ MUTATIONS = {
     "OTA+FFG: scores of others unread": ("ota_ffg.py", 'self.pairing != "rotated"', "True"),
     "OTA+FFG: scale ignored": ("ota_ffg.py", "self.scale * merged", "merged"),
     "OTA+FFG: threshold ignored": ("ota_ffg.py", "if self.threshold is not None:", "if False:"),
-    "mergekit's family: weight ignored": (FAMILY, "values.mul_(weight)", "values.mul_(1.0)"),
+    "mergekit's family: weight ignored": (FAMILY, "weighted *= factors", "weighted *= torch.ones_like(factors)"),
     "mergekit's family: scalar weights ignored": (FAMILY, "a * b for a, b", "a for a, _"),
     "mergekit's family: scale ignored": (FAMILY, "merged *= value_at(self.scale, parameter.site)", "pass"),
     "mergekit's family: base forgotten": (FAMILY, "return merged.add_(parameter.base) if", "return merged if"),

@@ -32,13 +32,40 @@ _NUMBERED_KEY = re.compile(r"(\w+_token_ids?|suppress_tokens|begin_suppress_toke
 _UNREADABLE_KEYS = ("forced_decoder_ids", "sequence_bias")
 
 
-def tokenizer_problems(vocabulary: Vocabulary, base: Model, source: Model) -> list[str]:
-    """What keeps `source` from giving the output its tokenizer; see `write_tokenizer`. Nothing is written."""
+def tokenizer_problems(
+    vocabulary: Vocabulary, base: Model, source: Model, experts: Mapping[str, Model] | None = None
+) -> list[str]:
+    """What keeps `source` from giving the output its tokenizer; see `write_tokenizer`. Nothing is written.
+
+    Args:
+        vocabulary: the matched vocabulary.
+        base: the base model.
+        source: the base, or the expert that the user named.
+        experts: all of them; with `vocabulary=union` every model's files must be readable.
+    """
+    asked = [base, *(experts or {}).values()] if vocabulary.mode == "union" else []
+    folders = dict.fromkeys(model.folder for model in (source, *asked))
+    if unreadable := [problem for folder in folders for problem in _unreadable(folder)]:
+        return unreadable
     try:
         _Output(vocabulary, base, source).check()
     except GraftbenchError as error:
         return [str(error)]
     return []
+
+
+def _unreadable(folder: Path) -> list[str]:
+    """The files of a folder's tokenizer that cannot be read, each with what to do."""
+    problems = []
+    for name in (FAST_FILE, CONFIG_FILE, SPECIAL_FILE, ADDED_FILE, GENERATION_FILE):
+        try:
+            if name != FAST_FILE:
+                _read_json(folder / name)
+            elif (folder / name).is_file():
+                load_tokenizer(folder)
+        except GraftbenchError as error:
+            problems.append(str(error))
+    return problems
 
 
 def write_tokenizer(folder: Path, vocabulary: Vocabulary, base: Model, source: Model) -> dict[str, Any]:

@@ -233,3 +233,31 @@ def test_a_tokenizer_that_would_give_other_numbers_is_refused(tmp_path: Path, ba
     elsewhere = Vocabulary("union", CORE + 3, added={CORE + 2: vocabulary.added[CORE]})
     with pytest.raises(GraftbenchError, match=r"gives token '<\|turn\|>' the number 270, though its row is 272"):
         write_tokenizer(out, elsewhere, base, base)
+
+
+def test_a_broken_tokenizer_is_a_problem_where_the_output_would_take_it(tmp_path: Path, base: Checkpoint) -> None:
+    """Whether it was cut short, is none at all, or is the same in every model, so that no rows need matching."""
+    expert = save(tmp_path / "e", tokenizer(), seed=1)
+    whole = (base.folder / "tokenizer.json").read_text()
+    for broken in (whole[: len(whole) // 2], "{}", ""):
+        (base.folder / "tokenizer.json").write_text(broken)
+        for mode in ("strict", "base"):
+            (problem,) = tokenizer_problems(Vocabulary(mode, None), base, base)
+            assert f"{base.folder / 'tokenizer.json'} is not a tokenizer that can be read" in problem
+        (problem,) = tokenizer_problems(Vocabulary("strict", None), base, expert)
+        assert "is not a tokenizer that can be read" in problem, "nobody knows whether the numbers agree"
+    shutil.copyfile(base.folder / "tokenizer.json", expert.folder / "tokenizer.json")
+    vocabulary, problems = match_vocabularies("union", base, {"e": expert})
+    assert not problems and len(tokenizer_problems(vocabulary, base, base, {"e": expert})) == 2
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json"])
+def test_a_broken_settings_file_is_a_problem(tmp_path: Path, base: Checkpoint, name: str) -> None:
+    expert = save(tmp_path / "e", tokenizer([TURN]), seed=1)
+    (expert.folder / name).write_text('{"cut": ')
+    experts = {"e": expert}
+    (problem,) = tokenizer_problems(matched("union", base, **experts), base, base, experts)
+    assert f"{expert.folder / name} is not valid JSON" in problem and "export it again" in problem
+    assert tokenizer_problems(matched("base", base, **experts), base, base, experts) == []
+    (problem,) = tokenizer_problems(Vocabulary("strict", None), base, expert, experts)
+    assert f"{expert.folder / name} is not valid JSON" in problem
