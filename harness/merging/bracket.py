@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,9 @@ def guessed_brackets(
     expected = 2 * _margin(0.5, entries * _RUN_ENTRIES // stride) * entries * _ENTRY_BYTES * len(names)
     if expected * _MEMORY_SHARE > pool.budget:
         return ()
-    parts = [found for _, found in pool.run_over(parameters, _Sample(names, stride))]
+    first = accumulate((info.entries for info in parameters), initial=0)
+    before = {info.name: entry for info, entry in zip(parameters, first, strict=False)}
+    parts = [found for _, found in pool.run_over(parameters, _Sample(names, stride, before))]
     samples = dict(zip(names, np.concatenate(parts, axis=1), strict=True))
     return tuple(_bracket(samples[name], ranks.get(name), entries) for name in names)
 
@@ -151,14 +154,20 @@ def _cutoff(rank: int, inside: Sequence[Inside]) -> ExpertCutoff | None:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Gives the patterns of some of a piece's scores: a run of entries after every stride, int32 `[experts, n]`."""
+    """Gives the patterns of some of a piece's scores, int32 `[experts, n]`: a run of entries after every stride.
+
+    Strides are counted over all parameters, or small ones would weigh more than they do.
+    """
 
     names: tuple[str, ...]
     stride: int
+    before: Mapping[str, int]
+    """How many entries lie in the parameters before each."""
 
     def __call__(self, bench: Workbench, piece: Piece, slot: int) -> NDArray[np.int32]:
-        parts = []
-        for start in range(piece.start, piece.stop, self.stride):
+        first = piece.start + -(self.before[piece.info.name] + piece.start) % self.stride
+        parts = [np.empty((len(self.names), 0), dtype=np.int32)]
+        for start in range(first, piece.stop, self.stride):
             run = Piece(piece.info, start, min(start + _RUN_ENTRIES, piece.stop))
             parts += [patterns.cpu().numpy().copy() for _, patterns in score_tiles(bench, self.names, run)]
         return np.concatenate(parts, axis=1)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 Compiled = Callable[..., tuple[Tensor, Tensor]]
 """What comes out, and whether it is as it should be: finite, or ≥ 0."""
 
-_WORTH_COMPILING = 5 * 10**8
+_WORTH_COMPILING = 4 * 10**9
 """Entries of all experts from which on compiling, a few seconds, is made up for."""
 
 _ULPS = 8
@@ -138,8 +138,8 @@ class _Kernel:
 def _applied(kernel: _Kernel | None, parameter: Parameter) -> Tensor | None:
     """What the kernel gives for a tile, if it is as it should be."""
     entries = parameter.experts.shape[-1]
-    if kernel is None or not 0 < entries <= kernel.entries:
-        return None
+    if kernel is None or not 0 < entries <= kernel.entries or (kernel.exact and entries < kernel.entries // 4):
+        return None  # filling up a short tile costs more than plain torch, which gives the same bits
     result, fine = kernel.function(*kernel.inputs(parameter))
     return result[..., :entries] if fine else None
 

@@ -7,7 +7,7 @@ from harness.checkpoints import TensorInfo
 from methods.interface import Granularity
 
 PIECE_ENTRIES = 1 << 20
-TILE_ENTRIES = 1 << 15
+TILE_ENTRIES = 1 << 16
 
 _ALIGNMENT = 64
 """Pieces begin at multiples of this many entries, or rows.
