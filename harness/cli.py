@@ -21,9 +21,11 @@ from rich.logging import RichHandler
 
 from harness import __version__, config, verbs
 from harness.errors import GraftbenchError, unknown_name
+from harness.evaluation.worker import end_shared_engine
 from harness.files import digests_kept_in
 from harness.help import print_overview, print_verb_help
-from harness.overrides import CommandLine, check, given_for_method, read_command_line
+from harness.method_choice import Invocation, config_folder
+from harness.overrides import CommandLine, check, invocation, read_command_line
 
 log = logging.getLogger(__name__)
 
@@ -32,17 +34,23 @@ log = logging.getLogger(__name__)
 class Verb:
     """One word of the command line: how its settings are read, and what it does with them."""
 
-    read: Callable[[DictConfig, config.Invocation], Any]
+    read: Callable[[DictConfig, Invocation], Any]
     act: Callable[[Any], Any]
+    agree: Callable[[Sequence[Any]], None] | None = None
+    """What refuses jobs of one sweep that cannot go together."""
 
 
 VERBS: dict[str, Verb] = {
     "run": Verb(config.run_settings, verbs.run),
-    "merge": Verb(config.merge_settings, verbs.merge),
+    "merge": Verb(config.merge_settings, verbs.merge, config.check_outputs),
     "leaderboard": Verb(config.board_settings, verbs.leaderboard),
     "zoo": Verb(config.zoo_settings, verbs.zoo),
+    "gate": Verb(config.gate_settings, verbs.gate),
     "tune": Verb(config.tune_settings, verbs.tune),
+    "data": Verb(config.data_settings, verbs.data),
 }
+ACTIONS = {"zoo": config.ZOO_ACTIONS, "data": config.DATA_ACTIONS}
+"""The verbs that a second word follows, and what it may be."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,16 +77,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _dispatch(name: str, arguments: list[str]) -> None:
     if name not in VERBS:
         raise unknown_name("verb", name, VERBS)
-    if name == "zoo" and arguments and arguments[0] in config.ZOO_ACTIONS:
+    actions = ACTIONS.get(name, ())
+    if arguments and arguments[0] in actions:
         arguments[0] = f"action={arguments[0]}"
-    elif name == "zoo" and arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
-        raise unknown_name("action of zoo", arguments[0], config.ZOO_ACTIONS)
+    elif actions and arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
+        raise unknown_name(f"action of {name}", arguments[0], actions)
     if {"-h", "--help"} & set(arguments):
         print_verb_help(name, [a for a in arguments if a not in ("-h", "--help")])
         return
     line = read_command_line(arguments)
     if not line.inspects:
-        check(name, line, VERBS[name].read)
+        jobs = check(name, line, VERBS[name].read)
+        if (agree := VERBS[name].agree) is not None:
+            agree(jobs)
     _hand_to_hydra(name, line)
 
 
@@ -87,14 +98,13 @@ def _hand_to_hydra(name: str, line: CommandLine) -> None:
     failures: list[str] = []
     raised: list[Exception] = []
 
-    @hydra.main(config_path=str(config.config_folder()), config_name=name, version_base="1.3")
+    @hydra.main(config_path=str(config_folder()), config_name=name, version_base="1.3")
     def job(cfg: DictConfig) -> Any:
         runtime = HydraConfig.get()
         overrides = list(runtime.overrides.task)
         try:
             sweep = Path(runtime.sweep.dir).name if runtime.mode == RunMode.MULTIRUN else None
-            invocation = config.Invocation(dict(runtime.runtime.choices), given_for_method(overrides), sweep)
-            settings = verb.read(cfg, invocation)
+            settings = verb.read(cfg, invocation(runtime.runtime.choices, overrides, sweep))
             with digests_kept_in(settings.home / "digests.json"):
                 return verb.act(settings)
         except Exception as error:
@@ -116,6 +126,8 @@ def _hand_to_hydra(name: str, line: CommandLine) -> None:
         if not failures:
             raise
         _fail(f"{len(failures)} jobs of the sweep failed, the others are finished:\n" + "\n".join(failures))
+    finally:
+        end_shared_engine()
     if raised:
         raise raised[0]
 

@@ -4,12 +4,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from harness.config import config_folder, known_methods, register_methods
 from harness.errors import unknown_name
+from harness.method_choice import config_folder, known_methods, register_methods
 from harness.overrides import group_options
 from harness.schema import options_of, summary_of
 
@@ -20,6 +21,7 @@ _EXAMPLES = {
         "graftbench run method=ties method.density=0.3",
         "graftbench run method.path=my_method.py",
         "graftbench run method=none method.model=base",
+        "graftbench run -m model=PATH,OWNER/NAME@REVISION      (models that exist already)",
         "graftbench run method=ties --help      (the options of TIES)",
     ),
     "merge": (
@@ -32,7 +34,12 @@ _EXAMPLES = {
         "graftbench leaderboard records=leaderboards/tiny/records",
     ),
     "zoo": ("graftbench zoo build zoo=tiny", "graftbench zoo check zoo=tiny", "graftbench zoo show zoo=tiny"),
+    "gate": (
+        "graftbench gate zoo=tiny suite=tiny",
+        "graftbench gate zoo.base=PATH zoo.experts.math=PATH zoo.stated.math.gsm8k=71.2 zoo=custom suite=stock",
+    ),
     "tune": ("graftbench tune zoo=tiny suite=tiny",),
+    "data": ("graftbench data fetch suite=core to=DIR", "graftbench data fetch suite=smoke to=DIR"),
 }
 _GROUP_LINE = re.compile(r"\s*- (?:optional )?(\w+): (\w+)\s*#\s*(.+)")
 _OPTION_LINE = re.compile(r"(\w+): (.+)")
@@ -97,6 +104,35 @@ def _print_choice(console: Console, group: str, name: str, files: Sequence[Path]
     else:
         rows = [(f"{group}.{option}", default, text) for option, default, text in _commented_options(path)]
     _print_options(console, "", rows)
+    if group == "suite":
+        _print_tasks(console, name)
+
+
+def _print_tasks(console: Console, name: str) -> None:
+    """The tasks of a suite with what differs from their declarations."""
+    suite = OmegaConf.to_container(compose("leaderboard", [f"suite={name}"]).suite)
+    tasks = suite.get("tasks") if isinstance(suite, dict) else None
+    if not tasks:
+        return
+    table = Table("task", "capability", "metric", "shots", "validation", "verified")
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    table.columns[2].overflow = "fold"
+    for task, settings in tasks.items():
+        spec = {"verified": True, **(settings or {})}
+        validation = (
+            "held out"
+            if spec.get("held_out")
+            else ", ".join(f"{key} {value}" for key, value in (spec.get("validation") or {}).items())
+        )
+        table.add_row(
+            str(task),
+            str(spec.get("capability", task)),
+            str(spec.get("metric", "the task's first")),
+            str(spec.get("num_fewshot", "the task's")),
+            validation or "the task's",
+            "yes" if spec["verified"] else "[yellow]not yet[/]",
+        )
+    console.print(table)
 
 
 def _print_options(console: Console, title: str, rows: Sequence[tuple[str, str, str]]) -> None:

@@ -1,7 +1,7 @@
 """Checks a command line before any work: every group, option and value, in every job of a sweep."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from harness.config import RESERVED, Invocation, config_folder, register_methods
 from harness.errors import GraftbenchError, suggestion, unknown_name
+from harness.method_choice import RESERVED, Invocation, config_folder, register_methods
 
 _FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
 _FLAGS = (*_FLAGS_WITH_VALUE, "--multirun", "-m", "--resolve", "--hydra-help", "--version", "--help", "-h")
@@ -27,6 +27,7 @@ _OPEN_MAPPINGS = (
     "zoo.second_moments.",
     "zoo.fisher.",
     "zoo.capabilities.",
+    "zoo.stated.",
     "method.weights.",
     "suite.tasks.",
 )
@@ -80,8 +81,8 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     return CommandLine(flags, _with_method_files(overrides))
 
 
-def check(verb: str, line: CommandLine, read: Callable[[DictConfig, Invocation], Any]) -> None:
-    """Compose every job of the command and read its settings.
+def check(verb: str, line: CommandLine, read: Callable[[DictConfig, Invocation], Any]) -> list[Any]:
+    """Compose every job of the command and read its settings; returns those of each job.
 
     Args:
         verb: the name of the root configuration.
@@ -94,19 +95,34 @@ def check(verb: str, line: CommandLine, read: Callable[[DictConfig, Invocation],
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         with _explained(verb, line.overrides):
             jobs = _jobs(verb, OverridesParser.create().parse_overrides(line.overrides), line)
+        found = []
         for job in jobs:
             with _explained(verb, job):
                 settings = composed(verb, job)
-            read(*settings)
+            found.append(read(*settings))
+    return found
 
 
 def composed(verb: str, overrides: Sequence[str]) -> tuple[DictConfig, Invocation]:
     """A configuration and what its command line says besides; Hydra must be initialised."""
     config = compose(verb, list(overrides), return_hydra_config=True)
-    choices = {str(group): str(choice) for group, choice in config.hydra.runtime.choices.items()}
+    found = invocation(config.hydra.runtime.choices, overrides)
     OmegaConf.set_struct(config, False)
     del config["hydra"]
-    return config, Invocation(choices, given_for_method(overrides))
+    return config, found
+
+
+def invocation(choices: Mapping[Any, Any], overrides: Sequence[str], sweep: str | None = None) -> Invocation:
+    """What a command line says besides the configuration that it composes.
+
+    Args:
+        choices: what Hydra says was chosen in each group.
+        overrides: the job's overrides.
+        sweep: name of the sweep that the job belongs to.
+    """
+    chosen = {str(group): str(choice) for group, choice in choices.items()}
+    named = frozenset(override.lstrip("+~").partition("=")[0] for override in overrides)
+    return Invocation(chosen, given_for_method(overrides), sweep, named)
 
 
 def given_for_method(overrides: Iterable[str]) -> dict[str, str]:

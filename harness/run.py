@@ -10,24 +10,28 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
 from harness import __version__
 from harness.checkpoints import Checkpoint, require_finite
 from harness.checkpoints.opening import Source, open_checkpoint
-from harness.config import MergeOptions, MethodSettings, RunSettings, Unmerged
+from harness.config import MergeOptions, RunSettings
 from harness.errors import GraftbenchError, unknown_name
-from harness.evaluation.engines import engine_from_config
-from harness.evaluation.evaluate import evaluate
+from harness.evaluation.engines import Engine, engine_from_config
+from harness.evaluation.evaluate import Evaluation, evaluate
 from harness.evaluation.fingerprint import fingerprint
 from harness.evaluation.preflight import preflight
 from harness.evaluation.suite import Suite
+from harness.evaluation.worker import FolderSubject, MergeSubject, evaluate_alone, shared_engine
 from harness.files import canonical_json, text_digest, write_text_atomically
-from harness.merging import CutoffStore, Execution, MergePlan, merge_to_folder, plan_merge, resolve_devices
+from harness.merging import CutoffStore, Execution, MergePlan, MergeRequest, merge_to_folder, resolve_devices
+from harness.merging.plan import KernelChoice
+from harness.method_choice import MethodSettings, Unmerged
 from harness.results import Record, Store
 from harness.tracking import track
+from harness.zoo.existing import ExistingModel
 from harness.zoo.models import Zoo, resolve_zoo
 from methods import Method
 from methods.linear import Linear
@@ -35,8 +39,6 @@ from methods.linear import Linear
 log = logging.getLogger(__name__)
 
 _RUN_MARK = ".run-"
-_OURS = f"{_RUN_MARK}{socket.gethostname()}-{os.getpid()}"
-"""What marks folders of this run; another run may merge the same at the same time."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ def run(settings: RunSettings) -> Record:
     store = Store(settings.home / "results")
     label = settings.method.label
     if not isinstance(settings.method.method, Unmerged) and label in models_of(zoo):
-        raise GraftbenchError(f"label={label} is the name of a model of zoo {zoo.name}; choose another")
+        raise GraftbenchError(f"label={label} is the name of a model of zoo {zoo.name}; choose another with label=…")
     with opened(settings, zoo) as subject:
-        recipe = subject.recipe() if isinstance(subject, MergePlan) else unmerged_recipe(subject)
+        recipe = subject.recipe() if isinstance(subject, MergePlan) else unmerged_recipe(subject, settings.method.name)
         about: dict[str, Any] = {"suite": suite_fields(suite), "engine": engine.describe(), "recipe": recipe}
         key = text_digest(canonical_json(about))[:32]
         about |= described(settings.method, zoo)
@@ -75,19 +77,20 @@ def run(settings: RunSettings) -> Record:
             known = _kept_up(known, about, store)
             track(known, settings.tracking, settings.sweep)
             return known
-        preflight(suite)
-        with materialised(subject, settings) as model:
-            log.info("%s: evaluating on %s (%s)", label, suite.name, suite.split)
-            started = time.perf_counter()
-            evaluation = evaluate(model.folder, suite, engine)
-            timings = {**model.timings, "evaluate": round(time.perf_counter() - started, 3)}
+        asked = subject.tokenizer_model.folder if isinstance(subject, MergePlan) else subject.folder
+        preflight(suite, asked, getattr(engine, "max_length", None))
+        started = time.perf_counter()
+        weights, evaluation, seconds = answered(subject, settings, suite, engine)
+        seconds = {**evaluation.seconds_by_phase(), **seconds}
+        seconds["evaluate"] = time.perf_counter() - started - seconds.get("merge", 0.0)
     record = Record(
         key=key,
         **about,
         versions={"graftbench": __version__, **evaluation.versions},
-        weights_digest=model.weights_digest,
-        timings=timings,
+        weights_digest=weights,
+        timings={phase: round(value, 3) for phase, value in seconds.items()},
         tasks=evaluation.tasks,
+        circumstances=evaluation.circumstances,
     )
     store.put(record, evaluation.answers)
     scores = ", ".join(f"{name} {score:.1f}" for name, score in record.capability_scores().items())
@@ -116,23 +119,30 @@ def suite_fields(suite: Suite) -> dict[str, Any]:
 def opened(settings: RunSettings, zoo: Zoo) -> Iterator[MergePlan | Checkpoint]:
     """The merge's plan, or the checkpoint that is evaluated as it is."""
     method = settings.method.method
-    if isinstance(method, Unmerged):
-        source = model_of(zoo, method.model)
-        with open_checkpoint(source) as model:
+    if not isinstance(method, Method):
+        alone = _alone(method, zoo)
+        with open_checkpoint(next(iter(alone.experts.values()))) as model:
             if isinstance(model, Checkpoint):
                 yield model
                 return
         # An adapter on its base, or an average, is nowhere on disk: the average of it alone is the model itself.
-        with plan_of("linear", Linear(), replace(zoo, experts={method.model: source}), settings.merging) as plan:
+        with plan_of("linear", Linear(), alone, settings.merging) as plan:
             yield plan
         return
     with plan_of(settings.method.name, method, zoo, settings.merging) as plan:
         yield plan
 
 
+def _alone(model: Unmerged | ExistingModel, zoo: Zoo) -> Zoo:
+    """The zoo with that model as its only expert, and the base that it belongs to."""
+    if isinstance(model, ExistingModel):
+        return replace(zoo, base=model.base, experts={"model": model.source})
+    return replace(zoo, experts={model.model: model_of(zoo, model.model)})
+
+
 def plan_of(name: str, method: Method, zoo: Zoo, options: MergeOptions) -> MergePlan:
     """The plan of merging a zoo's experts, with the curvature that the method asks for."""
-    return plan_merge(
+    request = MergeRequest(
         name,
         method,
         zoo.base,
@@ -143,10 +153,12 @@ def plan_of(name: str, method: Method, zoo: Zoo, options: MergeOptions) -> Merge
             devices=resolve_devices(options.device),
             threads=options.threads,
             memory_bytes=int(options.memory_gb * 10**9) if options.memory_gb else None,
+            kernels=cast(KernelChoice, options.kernels),
         ),
         vocabulary=options.vocabulary or "strict",
         tokenizer=options.tokenizer,
     )
+    return request.plan()
 
 
 def cutoff_store(home: Path) -> CutoffStore:
@@ -171,10 +183,13 @@ def models_of(zoo: Zoo) -> dict[str, Source]:
     return {"base": zoo.base, **zoo.experts, **zoo.references}
 
 
-def unmerged_recipe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What determines the answers of a model that is evaluated as it is."""
+def unmerged_recipe(checkpoint: Checkpoint, method: str = "none") -> dict[str, Any]:
+    """What determines the answers of a model that is evaluated as it is: one of the zoo (`none`), or another (`model`).
+
+    The two never share a record, so that a copy of the base that joins the board does not take the base's row.
+    """
     return {
-        "method": "none",
+        "method": method,
         "weights": checkpoint.weights_digest,
         "config": checkpoint.config_digest,
         "tokenizer": checkpoint.tokenizer_digest,
@@ -196,6 +211,32 @@ def described(method: MethodSettings, zoo: Zoo) -> dict[str, Any]:
     }
 
 
+def answered(
+    subject: MergePlan | Checkpoint, settings: RunSettings, suite: Suite, engine: Engine
+) -> tuple[str, Evaluation, dict[str, float]]:
+    """The digest of a model's weights, its evaluation, and seconds by phase, merging included.
+
+    A merge goes through a checkpoint on disk into an engine of its own; or straight into the one that a sweep shares.
+    """
+    merges, label = settings.home / "merges", settings.method.label
+    log.info("%s: evaluating on %s (%s)", label, suite.name, suite.split)
+    room = merges / f".engine{_our_mark()}"
+    if settings.engine == "shared" and isinstance(subject, MergePlan) and not settings.keep:
+        _sweep(merges)
+        assert subject.request is not None
+        whole = MergeSubject(subject.request, subject.recipe(), settings.home)
+        given = shared_engine(engine).evaluate(whole, suite, room)
+        ledger = merges / f"{_merge_name(subject, settings)}.json"
+        _check_reproduced(ledger, given.loaded.arithmetic, given.loaded.weights_digest)
+        return given.loaded.weights_digest, given.evaluation, given.loaded.seconds
+    with materialised(subject, settings) as model:
+        if settings.engine == "shared":
+            given = shared_engine(engine).evaluate(FolderSubject(model.folder), suite, room)
+            return model.weights_digest, given.evaluation, {**given.loaded.seconds, **model.timings}
+        evaluation = (evaluate_alone if engine.own_process else evaluate)(model.folder, suite, engine)
+        return model.weights_digest, evaluation, model.timings
+
+
 @contextlib.contextmanager
 def materialised(subject: MergePlan | Checkpoint, settings: RunSettings) -> Iterator[Model]:
     """The checkpoint to evaluate: merged into a folder, which is removed afterwards unless it shall be kept."""
@@ -205,19 +246,30 @@ def materialised(subject: MergePlan | Checkpoint, settings: RunSettings) -> Iter
         return
     merges = settings.home / "merges"
     _sweep(merges)
-    name = f"{settings.method.name}-{text_digest(canonical_json(subject.recipe()))[:16]}"
-    folder = merges / f".{name}{_OURS}"
+    name = _merge_name(subject, settings)
+    folder = merges / f".{name}{_our_mark()}"
+    shutil.rmtree(folder, ignore_errors=True)  # a killed run's that had our number, as in containers
     try:
         report = merge_to_folder(subject, folder, store=cutoff_store(settings.home))
-        _check_reproduced(merges / f"{name}.json", subject.execution.devices[0].type, report.weights_digest)
+        _check_reproduced(merges / f"{name}.json", subject.arithmetic, report.weights_digest)
         if settings.keep:
             shutil.rmtree(merges / name, ignore_errors=True)
             folder = folder.rename(merges / name)
         cutoffs, whole = report.seconds["cutoffs"], sum(report.seconds.values())
-        yield Model(folder, report.weights_digest, {"cutoffs": round(cutoffs, 3), "merge": round(whole, 3)})
+        yield Model(folder, report.weights_digest, {"cutoffs": cutoffs, "merge": whole})
     finally:
         if not settings.keep:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _merge_name(plan: MergePlan, settings: RunSettings) -> str:
+    return f"{settings.method.name}-{text_digest(canonical_json(plan.recipe()))[:16]}"
+
+
+def _our_mark() -> str:
+    """What marks folders of this run; another run may merge the same at the same time. Asked for each time, since a
+    launcher may have forked this process."""
+    return f"{_RUN_MARK}{socket.gethostname()}-{os.getpid()}"
 
 
 def _sweep(merges: Path) -> None:
@@ -228,13 +280,14 @@ def _sweep(merges: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_reproduced(ledger: Path, device: str, digest: str) -> None:
-    """A recipe gives the same weights each time on one kind of device; anything else must not reach a board."""
+def _check_reproduced(ledger: Path, arithmetic: str, digest: str) -> None:
+    """A recipe gives the same weights each time by one arithmetic; anything else must not reach a board."""
     known: dict[str, str] = json.loads(ledger.read_text(encoding="utf-8")) if ledger.exists() else {}
-    if known.setdefault(device, digest) != digest:
+    if known.setdefault(arithmetic, digest) != digest:
         raise GraftbenchError(
-            f"the same recipe gave other weights than before ({digest[:12]}, not {known[device][:12]}, see {ledger}): "
-            "the method is not deterministic. Draw random numbers from methods.randomness, or delete that file"
+            f"the same recipe gave other weights than before ({digest[:12]}, not {known[arithmetic][:12]}, "
+            f"see {ledger}): the method is not deterministic. Draw random numbers from methods.randomness, or delete "
+            "that file"
         )
     write_text_atomically(ledger, json.dumps(known, sort_keys=True) + "\n")
 
@@ -243,5 +296,7 @@ def _kept_up(known: Record, about: dict[str, Any], store: Store) -> Record:
     """The stored record under the name that it was asked for now, which may be another than the first time."""
     renamed = replace(known, **{name: about[name] for name in ("label", "role", "capability", "selection", "zoo")})
     if renamed != known:
+        if renamed.label != known.label:
+            log.info("%s: the row was called %s so far", renamed.label, known.label)
         store.put(renamed)
     return renamed

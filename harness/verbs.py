@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -13,25 +14,28 @@ from rich.table import Table
 from harness import leaderboard as boards
 from harness.config import (
     BoardSettings,
+    DataSettings,
+    GateSettings,
     MergeSettings,
-    MethodSettings,
     RunSettings,
     TuneSettings,
-    Unmerged,
     ZooSettings,
-    method_settings,
 )
 from harness.errors import GraftbenchError
 from harness.evaluation.engines import engine_from_config
+from harness.evaluation.fetch import fetch
 from harness.files import write_text_atomically
 from harness.merging import merge_to_folder, room_for
+from harness.method_choice import MethodSettings, Unmerged, method_settings
 from harness.overrides import composed
 from harness.results import Record, Store
+from harness.results.record import Role
 from harness.run import cutoff_store, plan_of, suite_fields, with_data_of
 from harness.run import run as run_one
 from harness.tracking import TrackingConfig
 from harness.tuning import as_yaml, choose
-from harness.zoo.criteria import check_criteria
+from harness.zoo.criteria import Criterion, check_criteria
+from harness.zoo.gate import check_gate, gated_models
 from harness.zoo.models import Zoo, resolve_zoo
 from methods import Method
 
@@ -93,9 +97,33 @@ def zoo(settings: ZooSettings) -> None:
         Console().print(_models_table(models))
 
 
+def gate(settings: GateSettings) -> None:
+    """Evaluate base and experts, and check them against what the zoo states and what can be asked of any expert."""
+    models = resolve_zoo(settings.zoo, settings.home)
+    names = gated_models(models)
+    if names == ["base"] and not models.stated:
+        raise GraftbenchError(f"zoo={models.name} has no experts and states no scores, so there is nothing to check")
+    records = _evaluated(settings, names, engine=settings.engine)
+    Console().print(_scores_table(list(records.values()), f"{models.name}: scores on {settings.suite.name}"))
+    _judge(check_gate(models, records, settings.limits), f"{models.name}: gate on {settings.suite.name}")
+
+
+def data(settings: DataSettings) -> None:
+    """Mirror the data of a suite in a folder."""
+    root = settings.to.expanduser().absolute()
+    written, present = fetch(settings.suite, root)
+    Console().print(
+        f"{settings.suite.name}: {len(written)} splits fetched, {present} were there already; "
+        f"use them with suite.data_root={root}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def tune(settings: TuneSettings) -> None:
     """Choose hyper-parameters on validation items and write them as a configuration of the group `tuned`."""
     suite = replace(settings.suite, split=settings.split)
+    options: dict[str, Any] = {"merging": settings.merging, "engine": settings.engine}
     for configuration, grid in settings.grid.items():
         for option, values in grid.items():
             for value in values:
@@ -111,9 +139,7 @@ def tune(settings: TuneSettings) -> None:
             for one in _experts_in_turn(configuration, experts):
                 config, invocation = composed("run", [f"method={configuration}", *given, *one])
                 method = method_settings(config["method"], invocation)
-                scores.append(
-                    run_one(_run_settings(settings, method, suite=suite, merging=settings.merging)).objective()
-                )
+                scores.append(run_one(_run_settings(settings, method, suite=suite, **options)).objective())
             return fmean(scores)
 
         config, _ = composed("run", [f"method={configuration}"])
@@ -155,31 +181,45 @@ def _records_for(settings: BoardSettings) -> list[Record]:
 
 
 def _check_zoo(settings: ZooSettings, models: Zoo) -> None:
-    names = ["base", *models.experts, *models.references]
-    unmerged = {
-        name: MethodSettings("none", name, "base" if name == "base" else "expert", Unmerged(name), {"how": "default"})
-        for name in names
-    }
-    records = {name: run_one(_run_settings(settings, method)) for name, method in unmerged.items()}
+    records = _evaluated(settings, ["base", *models.experts, *models.references])
     config, invocation = composed("run", ["method=linear"])
     average = run_one(_run_settings(settings, method_settings(config["method"], invocation)))
-    console = Console()
-    console.print(_scores_table([*records.values(), average], f"{models.name}: scores on {settings.suite.name}"))
+    Console().print(_scores_table([*records.values(), average], f"{models.name}: scores on {settings.suite.name}"))
     criteria = check_criteria(
         records["base"].capability_scores(),
         {name: records[name].capability_scores() for name in models.experts},
         average.capability_scores(),
     )
-    table = Table("criterion", "measured", "holds", title=f"{models.name}: criteria")
+    _judge(criteria, f"{models.name}: criteria")
+
+
+def _evaluated(settings: ZooSettings | GateSettings, names: Sequence[str], **options: Any) -> dict[str, Record]:
+    """The records of models of the zoo as they are, from the store where they are there."""
+    records = {}
+    for name in names:
+        role: Role = "base" if name == "base" else "expert"
+        method = MethodSettings("none", name, role, Unmerged(name), {"how": "default"})
+        records[name] = run_one(_run_settings(settings, method, **options))
+    return records
+
+
+def _judge(criteria: Sequence[Criterion], title: str) -> None:
+    """Show what holds and what does not.
+
+    Raises:
+        GraftbenchError: something does not hold.
+    """
+    table = Table("criterion", "measured", "holds", title=title)
     for criterion in criteria:
-        table.add_row(criterion.text, criterion.measured, "[green]yes[/]" if criterion.holds else "[red]no[/]")
-    console.print(table)
-    failed = [criterion.text for criterion in criteria if not criterion.holds]
-    if failed:
-        raise GraftbenchError(f"{len(failed)} of {len(criteria)} criteria do not hold: {'; '.join(failed)}")
+        table.add_row(criterion.text, criterion.measured, "[green]yes[/]" if criterion.holds else "[bold red]NO[/]")
+    Console().print(table)
+    if failed := [f"{criterion.text}: {criterion.measured}" for criterion in criteria if not criterion.holds]:
+        raise GraftbenchError(f"{title}: {len(failed)} of {len(criteria)} do not hold:\n  " + "\n  ".join(failed))
 
 
-def _run_settings(settings: TuneSettings | ZooSettings, method: MethodSettings, **changed: Any) -> RunSettings:
+def _run_settings(
+    settings: TuneSettings | ZooSettings | GateSettings, method: MethodSettings, **changed: Any
+) -> RunSettings:
     """Settings of one run with the zoo, suite and backend of another verb."""
     base = RunSettings(method, settings.zoo, settings.suite, settings.backend, TrackingConfig(), settings.home)
     return replace(base, **changed)

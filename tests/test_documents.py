@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import VERBS
+from harness.cli import ACTIONS, VERBS
 from harness.leaderboard import build_board, load_records, write_board
 from harness.overrides import check, read_command_line
 
@@ -33,11 +33,13 @@ def test_a_documented_command_is_accepted(command: str, tmp_path: Path, monkeypa
     example = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8").partition("```python\n")[2]
     for name in ("sign_agreement.py", "mine.py"):
         (tmp_path / name).write_text(example.partition("```")[0], encoding="utf-8")
-    (tmp_path / "MIRROR").mkdir()
+    for name in ("MIRROR", "merged"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "merged" / "config.json").write_text("{}", encoding="utf-8")
     _, verb, *arguments = shlex.split(command)
     if "--help" in arguments:
         return
-    if verb == "zoo":
+    if verb in ACTIONS:
         arguments[0] = f"action={arguments[0]}"
     check(verb, read_command_line(arguments), VERBS[verb].read)
 

@@ -10,7 +10,8 @@ from hydra import initialize_config_dir
 from transformers import AutoModelForCausalLM
 
 from harness.cli import main
-from harness.config import config_folder, run_settings
+from harness.config import run_settings
+from harness.method_choice import config_folder
 from harness.overrides import composed
 from harness.results import Record, Store
 from harness.verbs import run
@@ -252,3 +253,63 @@ def test_a_kept_checkpoint_is_made_even_if_the_record_exists(home: Path) -> None
     graftbench(home, "run", "method=linear", *EVALUATED)
     graftbench(home, "run", "method=linear", "keep=true", *EVALUATED)
     assert (next((home / "merges").glob("linear-*/")) / "merge.json").is_file()
+
+
+def test_a_merge_that_was_kept_joins_the_board_with_the_scores_that_it_had(home: Path, tmp_path: Path) -> None:
+    graftbench(home, "run", "method=ties", "method.density=0.3", "keep=true", *EVALUATED)
+    kept = next((home / "merges").glob("ties-*/"))
+    base = next((home / "zoo").glob("tiny-*")) / "base"
+    graftbench(home, "run", "method=none", *EVALUATED)
+    with pytest.raises(SystemExit):
+        graftbench(home, "run", "-m", f"model={kept},{base}", *EVALUATED)  # a row cannot be called base
+    graftbench(home, "run", f"model={base}", "label=a copy", *EVALUATED)
+    found = records(home)
+    joined = found["ties density=0.3 of code+instructions+knowledge+math"]
+    assert (joined.role, joined.capability, joined.selection) == ("method", None, {"how": "unknown"})
+    assert joined.tasks == found["ties density=0.3"].tasks
+    assert (found["base"].role, found["a copy"].role) == ("base", "method"), "a copy of the base leaves the base's row"
+    assert found["a copy"].tasks == found["base"].tasks
+    graftbench(home, "leaderboard", *EVALUATED, f"out={tmp_path / 'board'}")
+    assert "| a copy |" in (tmp_path / "board" / "README.md").read_text()
+
+
+def test_the_gate_says_what_is_off_and_exits_with_one(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After a step of training, no expert beats its base, and nobody scores what is stated."""
+    with pytest.raises(SystemExit) as stopped:
+        graftbench(home, "gate", "zoo.stated.math.tiny_math=100", *MINIATURE, "suite.limit=12")
+    assert stopped.value.code == 1
+    told = capsys.readouterr()
+    assert "expert math on math: above the base by more than the standard error" in " ".join(told.err.split())
+    assert "math on tiny_math: stated 100.0, within 2.0" in " ".join(told.err.split())
+    assert "tiny: gate on tiny" in told.out and "NO" in told.out
+    with pytest.raises(SystemExit):
+        graftbench(home, "gate", "zoo.stated.maths.tiny_math=100", *EVALUATED)
+    assert "unknown model in zoo.stated 'maths'; did you mean 'math'?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_gate_without_anything_to_check_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = next((home / "zoo").glob("tiny-*")) / "base"
+    with pytest.raises(SystemExit):
+        graftbench(home, "gate", "zoo=custom", f"zoo.base={base}")
+    assert "zoo=custom has no experts and states no scores" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_sweep_with_one_engine_gives_the_same_rows(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "zoo").symlink_to(home / "zoo")
+    for folder, engine in ((home, "fresh"), (tmp_path, "shared")):
+        graftbench(folder, "run", "-m", "method=linear,task_arithmetic,none", f"engine={engine}", *EVALUATED)
+    fresh, shared = records(home), records(tmp_path)
+    assert shared.keys() == {"linear", "task_arithmetic", "base"}
+    for label, record in shared.items():
+        assert record.key == fresh[label].key, "the engine's lifetime is no part of what determines a score"
+        assert record.tasks == fresh[label].tasks
+        assert record.weights_digest == fresh[label].weights_digest
+    assert {"merge", "load", "canary", "answer", "evaluate"} <= shared["linear"].timings.keys()
+    left = [path.name for path in (tmp_path / "merges").iterdir() if path.is_dir()]
+    assert not left, "no checkpoint stays on disk"
+
+
+def test_a_use_of_engines_that_does_not_exist(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        graftbench(home, "run", "engine=sharred", *EVALUATED)
+    assert "unknown engine 'sharred'; did you mean 'shared'?" in " ".join(capsys.readouterr().err.split())

@@ -16,6 +16,7 @@ FLOORS = [
     {"harness.evaluation"},
     {"harness.zoo"},
     {"harness.tracking", "harness.tuning"},
+    {"harness.method_choice"},
     {"harness.config"},
     {"harness.run", "harness.overrides"},
     {"harness.verbs", "harness.help"},

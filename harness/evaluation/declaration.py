@@ -87,9 +87,13 @@ class Declaration:
         not known beforehand."""
         return any(isinstance(entry["metric"], FunctionReference) for entry in self._metric_list())
 
+    def functions(self) -> list[FunctionReference]:
+        """The functions that the declaration names."""
+        return list(_functions(self.fields))
+
     def code_files(self) -> list[Path]:
         """The Python files beside the functions that the declaration names, which they may import."""
-        folders = {each.module.parent for each in _functions(self.fields) if each.module is not None}
+        folders = {each.module.parent for each in self.functions() if each.module is not None}
         return sorted(file for folder in folders for file in folder.glob("*.py"))
 
     def _metric_list(self) -> list[dict[str, Any]]:
@@ -104,28 +108,32 @@ def find_declaration(name: str, include_path: Iterable[str] = ()) -> Declaration
     tasks.
 
     Raises:
-        GraftbenchError: no such task (with the nearest names), a group of tasks, a task that is a Python
-            class, an unreadable file.
+        GraftbenchError: no such task (with the nearest names), a task that is a Python class, an unreadable
+            file.
     """
-    roots = [*map(Path, include_path), EMBEDDED_TASKS, stock_tasks()]
-    for root in roots[:-2]:
-        if not root.is_dir():
-            raise GraftbenchError(f"suite.include_path names '{root}', which is not a folder")
+    roots = task_folders(include_path)
     for root in roots:
-        path = _path_of_task(root, name)
-        if path is not None:
-            return _checked(name, path)
-    for root in roots:
-        if name in _names(root, "group") or name in _names(root, "tag"):
-            raise GraftbenchError(
-                f"'{name}' is a group of lm-eval tasks; name the tasks themselves in suite.tasks, one by one"
-            )
-    known = sorted(set().union(*(_names(root, "task") for root in roots)))
+        files = declaring_files(root, "task", name)
+        if files:
+            return _checked(name, files[0])
+    known = sorted(set().union(*(names_of(root, kind) for root in roots for kind in ("task", "group", "tag"))))
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     meant = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm-eval ls tasks` lists the stock ones."
     raise GraftbenchError(
         f"unknown lm-eval task '{name}'; {meant}\nTasks of your own are found through suite.include_path."
     )
+
+
+def task_folders(include_path: Iterable[str] = ()) -> list[Path]:
+    """The folders of declarations, those that win first.
+
+    Raises:
+        GraftbenchError: a folder of `include_path` does not exist.
+    """
+    for folder in include_path:
+        if not Path(folder).is_dir():
+            raise GraftbenchError(f"suite.include_path names '{folder}', which is not a folder")
+    return [*map(Path, include_path), EMBEDDED_TASKS, stock_tasks()]
 
 
 def stock_tasks() -> Path:
@@ -168,18 +176,26 @@ def _loader(folder: Path) -> type[yaml.SafeLoader]:
     def function(loader: Any, node: Any) -> FunctionReference:
         module, _, name = str(loader.construct_scalar(node)).rpartition(".")
         beside = folder / f"{module.replace('.', '/')}.py"
-        return FunctionReference(beside.resolve() if beside.is_file() else _installed_module(module), name)
+        return FunctionReference(beside.resolve() if beside.is_file() else module_file(module), name)
 
     yaml.add_constructor("!function", function, Loader=Loader)
     return Loader
 
 
-def _installed_module(module: str) -> Path | None:
+def module_file(module: str) -> Path | None:
+    """The file of an installed module; found by its package's folder, because asking for a submodule would import the
+    package."""
+    package, *parts = module.split(".")
     try:
-        spec = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
         return None
-    return Path(spec.origin).resolve() if spec is not None and spec.origin else None
+    if spec is None:
+        return None
+    if not parts:
+        return Path(spec.origin).resolve() if spec.origin else None
+    files = (Path(folder, *parts).with_suffix(".py") for folder in spec.submodule_search_locations or ())
+    return next((file.resolve() for file in files if file.is_file()), None)
 
 
 def _functions(value: Any) -> Iterator[FunctionReference]:
@@ -200,27 +216,46 @@ def _checked(name: str, path: Path) -> Declaration:
     return Declaration(name, path, fields)
 
 
-def _path_of_task(root: Path, name: str) -> Path | None:
-    """The first file, by path, that declares `name`; files that bear the name themselves are tried before all
-    others are read."""
-    pattern = _declares("task", re.escape(name))
-    files = _yaml_files(root)
-    for candidates in ([file for file in files if file.stem == name], files):
-        for file in candidates:
-            if pattern.search(file.read_text(encoding="utf-8", errors="replace")):
-                return file
-    return None
+def declaring_files(root: Path, key: str, name: str) -> list[Path]:
+    """The files under a folder that declare a `task` or `group` of that name, by path; where files bear the name
+    themselves, the others are not read."""
+    pattern = _declares(key, re.escape(name))
+    found = [
+        file
+        for file in _by_stem(root).get(name, ())
+        if pattern.search(file.read_text(encoding="utf-8", errors="replace"))
+    ]
+    return found or _index(root, key).get(name, [])
 
 
-def _names(root: Path, key: str) -> set[str]:
+def names_of(root: Path, key: str) -> set[str]:
+    """The names of the kind `task`, `group` or `tag` that files under a folder declare; of a list of tags, the
+    first."""
+    return set(_index(root, key))
+
+
+@functools.lru_cache(maxsize=32)
+def _index(root: Path, key: str) -> dict[str, list[Path]]:
     pattern = _declares(key, r"[\w.\-+]+")
-    found = (pattern.findall(file.read_text(encoding="utf-8", errors="replace")) for file in _yaml_files(root))
-    return {name for names in found for name in names}
+    index: dict[str, list[Path]] = {}
+    for file in _yaml_files(root):
+        for name in pattern.findall(file.read_text(encoding="utf-8", errors="replace")):
+            index.setdefault(name, []).append(file)
+    return index
 
 
 def _declares(key: str, name: str) -> re.Pattern[str]:
     first_of_list = r"(?:\n[ ]*-[ ]*)?" if key == "tag" else ""
     return re.compile(rf"""^["']?{key}["']?[ ]*:[ ]*{first_of_list}["']?({name})["']?[ ]*(?:\#.*)?$""", re.MULTILINE)
+
+
+@functools.lru_cache(maxsize=8)
+def _by_stem(root: Path) -> dict[str, list[Path]]:
+    """The files by their name without suffix, and without the underscore that lm-eval's groups begin with."""
+    files: dict[str, list[Path]] = {}
+    for file in _yaml_files(root):
+        files.setdefault(file.stem.lstrip("_"), []).append(file)
+    return files
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,23 +10,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from harness.errors import GraftbenchError
+from harness.evaluation.circumstances import circumstances
+from harness.evaluation.code_eval import ask_for_pass_at, code_eval_in_sandbox
+from harness.evaluation.context import check_prompts_fit
 from harness.evaluation.engines import Engine
-from harness.evaluation.outcomes import ANSWER_COLUMNS, answers, task_outcome
+from harness.evaluation.outcomes import ANSWER_COLUMNS, answers, pooled, task_outcome
+from harness.evaluation.phases import PHASES, phases
 from harness.evaluation.plan import TaskPlan, plan_suite
 from harness.evaluation.preflight import preflight
-from harness.evaluation.sandbox import code_execution_allowed
+from harness.evaluation.sandbox import code_execution_allowed, isolation
 from harness.evaluation.suite import Suite
 from harness.results.record import TaskOutcome
 
 logger = logging.getLogger(__name__)
+
+LIBRARIES = ("lm_eval", "transformers", "tokenizers", "torch", "datasets", "numpy")
+"""Whose versions are recorded: numpy is what model-written code may import."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +41,22 @@ class Evaluation:
     """What came of one evaluation."""
 
     tasks: tuple[TaskOutcome, ...]
-    """One per task, in the suite's order."""
+    """One per name in the suite, in its order."""
     answers: pa.Table
     """One row per item of every task; columns in `outcomes.ANSWER_COLUMNS`."""
     counts: dict[str, dict[str, int]]
-    """By task, how many answers were empty and how many ran into the limit of new tokens."""
+    """By name in the suite, how many answers were empty and how many ran into the limit of new tokens."""
     timings: dict[str, float]
-    """Seconds: `load`, and each task by name."""
+    """Seconds: `load`, and each task by name; by phase they stand with the tasks."""
+    circumstances: dict[str, Any]
+    """What was found about the model and the machine; see `circumstances.circumstances`."""
     versions: dict[str, str]
     """Of the libraries that took part."""
+
+    def seconds_by_phase(self) -> dict[str, float]:
+        """Loading the model, and over all tasks building prompts, answering and scoring."""
+        phases = {phase: sum(task.timings[phase] for task in self.tasks) for phase in PHASES}
+        return {"load": self.timings["load"], **phases}
 
 
 def evaluate(model: str | Path, suite: Suite, engine: Engine) -> Evaluation:
@@ -58,12 +72,13 @@ def evaluate(model: str | Path, suite: Suite, engine: Engine) -> Evaluation:
         GraftbenchError: something is missing (before the model is loaded), or a score is not what it should
             be.
     """
-    preflight(suite)
+    preflight(suite, model, getattr(engine, "max_length", None))
     plans, _ = plan_suite(suite)
     with (
         tempfile.TemporaryDirectory(prefix="graftbench-tasks-") as folder,
         _quiet_lm_eval(),
         code_execution_allowed(suite.allow_code_execution),
+        code_eval_in_sandbox(),
     ):
         tasks = [_loaded_task(plan, Path(folder)) for plan in plans]
         if "langdetect" in sys.modules:  # part of ifeval's scoring; it draws from the clock unless it is seeded
@@ -71,31 +86,39 @@ def evaluate(model: str | Path, suite: Suite, engine: Engine) -> Evaluation:
         started = time.perf_counter()
         lm = engine.load(model)
         timings = {"load": time.perf_counter() - started}
-        _check_chat_template(lm, model, suite)
-        outcomes, tables, counts = [], [], {}
+        _check_chat_template(lm, model, plans)
+        check_prompts_fit(lm, plans, tasks, suite)
+        outcomes, tables = [], []
         for plan, task in zip(plans, tasks, strict=True):
             started = time.perf_counter()
-            results = _simple_evaluate(lm, str(model), task, plan, suite)
+            with phases(lm) as seconds:
+                results = _simple_evaluate(lm, str(model), task, plan, suite)
             outcome = task_outcome(plan, results)
             answered = answers(plan, outcome, results, partial(_token_count, lm), int(lm.max_gen_toks))
-            timings[plan.name] = time.perf_counter() - started
-            counts[plan.name] = answered.counts()
-            outcomes.append(outcome)
+            took = time.perf_counter() - started
+            timings[plan.entry] = timings.get(plan.entry, 0.0) + took
+            rounded = {phase: round(value, 3) for phase, value in seconds.items()}
+            outcomes.append(replace(outcome, counts=answered.counts(), timings=rounded))
             tables.append(answered.table)
-            logger.info("%s: %.1f in %.1f s %s", plan.name, outcome.score, timings[plan.name], counts[plan.name])
+            logger.info("%s: %.1f in %.1f s %s", plan.name, outcome.score, took, answered.counts())
+        runs_code = any(plan.declaration.unsafe_code for plan in plans)
+        found = circumstances(lm, isolation() if runs_code else None)
         del lm, tasks
         gc.collect()
+    tasks_of_suite = pooled(plans, outcomes)
     return Evaluation(
-        tasks=tuple(outcomes),
+        tasks=tasks_of_suite,
         answers=pa.concat_tables(tables) if tables else ANSWER_COLUMNS.empty_table(),
-        counts=counts,
+        counts={task.task: task.counts for task in tasks_of_suite},
         timings=timings,
-        versions={name: importlib.metadata.version(name) for name in ("lm_eval", "transformers", "torch", "datasets")},
+        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+        circumstances=found,
     )
 
 
-def _check_chat_template(lm: Any, model: str | Path, suite: Suite) -> None:
-    if suite.apply_chat_template and not getattr(lm.tokenizer, "chat_template", None):
+def _check_chat_template(lm: Any, model: str | Path, plans: list[TaskPlan]) -> None:
+    """The same as the pre-flight check, for models that lie on the hub."""
+    if any(plan.apply_chat_template for plan in plans) and not getattr(lm.tokenizer, "chat_template", None):
         raise GraftbenchError(f"{model}: its tokenizer has no chat template; set suite.apply_chat_template=false")
 
 
@@ -108,12 +131,15 @@ def _loaded_task(plan: TaskPlan, folder: Path) -> Any:
     own.mkdir()
     path = plan.write_declaration(own)
     try:
-        return next(iter(TaskManager(include_defaults=False).load([str(path)])["tasks"].values()))
+        task = next(iter(TaskManager(include_defaults=False).load([str(path)])["tasks"].values()))
     except Exception as error:  # any of its imports, its data set's reader, its templates
         raise GraftbenchError(
             f"task '{plan.name}' cannot be loaded ({plan.declaration.path}): "
             f"{type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
+    if plan.pass_at not in (None, 1) and not ask_for_pass_at(task, plan.pass_at):
+        raise GraftbenchError(f"task '{plan.name}' has no metric '{plan.metric}': its scoring code knows pass@1 alone")
+    return task
 
 
 def _simple_evaluate(lm: Any, model: str, task: Any, plan: TaskPlan, suite: Suite) -> dict[str, Any]:
@@ -128,7 +154,7 @@ def _simple_evaluate(lm: Any, model: str, task: Any, plan: TaskPlan, suite: Suit
         limit=plan.limit,
         bootstrap_iters=0,  # intervals are the board's business
         log_samples=True,
-        apply_chat_template=suite.apply_chat_template,
+        apply_chat_template=plan.apply_chat_template,
         fewshot_as_multiturn=suite.fewshot_as_multiturn,
         system_instruction=suite.system_instruction,
         random_seed=suite.seed,
@@ -147,15 +173,18 @@ def _token_count(lm: Any, text: str) -> int:
 @contextlib.contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
     """Spare each evaluation lm-eval's survey of the machine (2 to 4 s: it runs `pip list`, and git in whatever
-    folder this happens to be), and the progress bars of reading files and building prompts."""
+    folder this happens to be), the progress bars of reading files and building prompts, and the compilation of a
+    prompt's template anew for every item and example (milliseconds each: minutes for MMLU)."""
     import datasets
     import lm_eval.api.task
     import lm_eval.evaluator
+    import lm_eval.utils
 
     replaced: list[tuple[Any, str, Any]] = [
         (lm_eval.evaluator, "add_env_info", lambda storage: None),
         (lm_eval.evaluator, "get_git_commit_hash", lambda: None),
         (lm_eval.api.task, "tqdm", lambda items, **options: items),
+        (lm_eval.utils.env, "from_string", lru_cache(maxsize=1024)(lm_eval.utils.env.from_string)),
     ]
     originals = [getattr(module, name) for module, name, _ in replaced]
     bars = datasets.utils.logging.is_progress_bar_enabled()

@@ -4,7 +4,7 @@ compare and to digest."""
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +36,26 @@ def fingerprint(suite: Suite) -> dict[str, Any]:
     plans, problems = plan_suite(suite)
     if problems:
         raise GraftbenchError("\n".join(problems))
-    return {
+    settings = {
         "lm_eval": importlib.metadata.version("lm_eval"),
         "split": suite.split,
         "apply_chat_template": suite.apply_chat_template,
         "fewshot_as_multiturn": suite.fewshot_as_multiturn,
         "system_instruction": suite.system_instruction,
         "seed": suite.seed,
-        "tasks": {plan.name: _task(plan) for plan in plans},
+        "tasks": {plan.name: _task(suite, plan) for plan in plans},
     }
+    return settings | ({"allow_truncation": True} if suite.allow_truncation else {})
 
 
-def _task(plan: TaskPlan) -> dict[str, Any]:
+def _task(suite: Suite, plan: TaskPlan) -> dict[str, Any]:
     declared = {key: value for key, value in plan.declaration.fields.items() if key not in LISTING_KEYS}
     code = plan.declaration.code_files()
     if plan.declaration.unsafe_code:
         folder = Path(sandbox.__file__).parent
-        code = [*code, folder / "sandbox.py", folder / "sandbox_server.py"]
-    return {
+        runners = ("code_eval", "sandbox", "sandbox_containment", "sandbox_server")
+        code = [*code, *(folder / f"{name}.py" for name in runners)]
+    settings = {
         "declaration": text_digest(canonical_json(_plain(declared))),
         "code": _digest_of(code),
         "version": str((plan.declaration.fields.get("metadata") or {}).get("version")),
@@ -65,16 +67,39 @@ def _task(plan: TaskPlan) -> dict[str, Any]:
         "limit": plan.limit,
         "generation_kwargs": _plain(plan.generation_kwargs),
     }
+    return settings | _uncommon(suite, plan)
+
+
+def _uncommon(suite: Suite, plan: TaskPlan) -> dict[str, Any]:
+    """What few tasks have, and is left out where they have it not."""
+    spec = suite.tasks[plan.entry]
+    settings: dict[str, Any] = {name: True for name in ("general", "held_out") if getattr(spec, name)}
+    if plan.entry != plan.name:
+        settings["group"] = plan.entry
+    if plan.repeats != 1:
+        settings["repeats"] = plan.repeats
+    if plan.apply_chat_template != suite.apply_chat_template:
+        settings["apply_chat_template"] = plan.apply_chat_template
+    if plan.partition is not None:
+        part = "validation" if plan.partition.validation else "test"
+        settings["partition"] = {"rule": "sha256", "share": plan.partition.share, "part": part}
+    return settings
 
 
 def _data(plan: TaskPlan) -> dict[str, Any]:
     if plan.data is not None:
-        return {split: file_digest(plan.data.files[split]) for split in plan.needed_splits()}
+        return {split: _digest_of_split(plan.data.files[split]) for split in plan.needed_splits()}
     files = declared_files(plan.declaration)
     if files:
         return {split: file_digest(file) for split, file in files.items()}
     fields = plan.declaration.fields
     return {key: _plain(fields.get(key)) for key in ("dataset_path", "dataset_name", "dataset_kwargs")}
+
+
+def _digest_of_split(files: Sequence[Path]) -> str:
+    """The file's digest, or that of the digests of all its files in their order."""
+    digests = [file_digest(file) for file in files]
+    return digests[0] if len(digests) == 1 else text_digest(canonical_json(digests))
 
 
 def _digest_of(files: Iterable[Path]) -> str:

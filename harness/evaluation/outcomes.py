@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from harness.errors import GraftbenchError
 from harness.evaluation.plan import TaskPlan
+from harness.files import text_digest
 from harness.results.record import TaskOutcome
+
+Number = TypeVar("Number", int, float)
 
 ANSWER_COLUMNS = pa.schema(
     [
         ("task", pa.string()),
         ("item", pa.string()),
+        ("sample", pa.int32()),
         ("prompt", pa.string()),
         ("answer", pa.string()),
         ("target", pa.string()),
@@ -26,9 +31,9 @@ ANSWER_COLUMNS = pa.schema(
         ("truncated", pa.bool_()),
     ]
 )
-"""One row per item: the prompt as the model saw it, its answer (for multiple choice the likeliest choice,
-before any normalisation by length), what was expected, the headline metric, and whether the answer was empty
-or ran into the limit of new tokens."""
+"""One row per item and sample (0, unless a task draws several answers): the prompt as the model saw it, its
+answer (for multiple choice the likeliest choice, before any normalisation by length), what was expected, the
+item's headline metric, and whether the answer was empty or ran into the limit of new tokens."""
 
 
 def task_outcome(plan: TaskPlan, results: Mapping[str, Any]) -> TaskOutcome:
@@ -59,15 +64,59 @@ def task_outcome(plan: TaskPlan, results: Mapping[str, Any]) -> TaskOutcome:
             f"task '{plan.name}': the mean of '{metric}' over the items is {mean}, "
             f"but lm-eval reports {reported}; is it a mean over items?"
         )
+    counted = _of_filter(samples, metric)
     return TaskOutcome(
         task=plan.name,
         capability=plan.capability,
         metric=metric,
         chance=plan.chance,
-        item_ids=tuple(item_ids(plan.name, (sample["doc_hash"] for sample in _of_filter(samples, metric)))),
+        item_ids=tuple(item_ids(plan.name, (sample["doc_hash"] for sample in counted))),
         outcomes=outcomes,
         other_metrics=metrics,
+        prompts=prompts_digest(counted),
     )
+
+
+def prompts_digest(samples: Iterable[Mapping[str, Any]]) -> str:
+    """Digest of what was asked, over all items in their order; as lm-eval's `task_hashes`."""
+    digests = (sample["doc_hash"] + sample["prompt_hash"] + sample["target_hash"] for sample in samples)
+    return text_digest("".join(digests))
+
+
+def pooled(plans: Sequence[TaskPlan], outcomes: Sequence[TaskOutcome]) -> tuple[TaskOutcome, ...]:
+    """One outcome for each name in the suite: the tasks of a group become one, in which every item counts the same, as
+    lm-eval weighs MMLU's subjects (`weight_by_size`). Their ids still tell the tasks apart."""
+    by_entry: dict[str, list[TaskOutcome]] = {}
+    for plan, outcome in zip(plans, outcomes, strict=True):
+        by_entry.setdefault(plan.entry, []).append(outcome)
+    return tuple(_joined(entry, members) for entry, members in by_entry.items())
+
+
+def _joined(entry: str, members: list[TaskOutcome]) -> TaskOutcome:
+    if [member.task for member in members] == [entry]:
+        return members[0]
+    shared = [name for name in members[0].other_metrics if all(name in member.other_metrics for member in members)]
+    return replace(
+        members[0],
+        task=entry,
+        item_ids=tuple(chain.from_iterable(member.item_ids for member in members)),
+        outcomes=tuple(chain.from_iterable(member.outcomes for member in members)),
+        other_metrics={
+            name: tuple(chain.from_iterable(member.other_metrics[name] for member in members)) for name in shared
+        },
+        prompts=text_digest("".join(str(member.prompts) for member in members)),
+        counts=_summed(member.counts for member in members),
+        timings=_summed(member.timings for member in members),
+    )
+
+
+def _summed(parts: Iterable[Mapping[str, Number]]) -> dict[str, Number]:
+    """The sum by name."""
+    total: dict[str, Number] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total[name] + value if name in total else value
+    return total
 
 
 def item_ids(task: str, digests: Iterable[str]) -> list[str]:
@@ -110,19 +159,20 @@ def answers(
         strict=True,
     ):
         generated = plan.declaration.output_type == "generate_until"
-        answer = str(_first(sample["resps"])) if generated else _likeliest(sample)
-        limit = int(plan.generation_kwargs.get("max_gen_toks", default_limit))
-        row = {
-            "task": plan.name,
-            "item": item,
-            "prompt": str(sample["arguments"][0][0]),
-            "answer": answer,
-            "target": str(sample["target"]),
-            "outcome": value,
-            "empty": generated and not answer.strip(),
-            "truncated": generated and token_count(answer) >= limit,
-        }
-        rows.append(row)
+        limit = default_limit if plan.max_gen_toks is None else plan.max_gen_toks
+        for number, answer in enumerate(map(str, sample["resps"][0]) if generated else [_likeliest(sample)]):
+            row = {
+                "task": plan.name,
+                "item": item,
+                "sample": number,
+                "prompt": str(sample["arguments"][0][0]),
+                "answer": answer,
+                "target": str(sample["target"]),
+                "outcome": value,
+                "empty": generated and not answer.strip(),
+                "truncated": generated and token_count(answer) >= limit,
+            }
+            rows.append(row)
     return Answers(pa.Table.from_pylist(rows, schema=ANSWER_COLUMNS))
 
 

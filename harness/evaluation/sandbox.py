@@ -12,28 +12,32 @@ before it is missing:
 3. identity: no environment variables, no capabilities, and the user `nobody` when the harness itself runs as
    root;
 4. limits on processor time, elapsed time, memory, open files, size of files and (zero) further processes;
-5. an audit hook that refuses sockets, processes, signals and writing outside the working folder with a plain
-   `PermissionError`.
+5. a filter of system calls, where the kernel has one (seccomp): no sockets, no processes, no signals to others;
+6. an audit hook that refuses sockets, processes, signals, writing outside the working folder, reading beyond
+   it and Python, and too many files, with a plain `PermissionError`.
 
 It guards against what models write by accident and against ordinary mischief. It is no virtual machine: do
-not run an adversary's code.
+not run an adversary's code. Nor can it see through a program that deceives its own tests: a verdict means that
+the last line was reached, and an object that calls itself equal to everything reaches it too.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.util
 import json
 import logging
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import harness
 from harness.errors import GraftbenchError
 
 logger = logging.getLogger(__name__)
@@ -51,6 +55,8 @@ class Limits:
     """Address space; an allocation beyond it raises MemoryError in the program."""
     file_mib: int = 1
     """Size of each file that it writes."""
+    files: int = 256
+    """Files and folders that it makes."""
     open_files: int = 32
     """Open files, the standard streams included."""
 
@@ -69,9 +75,11 @@ class Outcome:
 def run_program(source: str, limits: Limits | None = None) -> Outcome:
     """Run `source`, a Python program that raises if it is wrong, in the sandbox.
 
-    Only the standard library is importable, standard input is empty and output is discarded. Programs cannot
-    see one another. Raises GraftbenchError when code execution was not allowed, or the sandbox cannot be
-    started.
+    Only the standard library and numpy are importable, standard input is empty and output is discarded. Programs
+    cannot see one another, and random numbers start alike for all.
+
+    Raises:
+        GraftbenchError: code execution was not allowed, or the sandbox cannot be started.
     """
     if not _permission.granted:
         raise GraftbenchError(
@@ -117,25 +125,32 @@ _permission = _Permission()
 class _Server:
     """The server process and its two pipes; one request and one reply per line."""
 
-    def __init__(self) -> None:
+    def __init__(self, without: Sequence[str] = ()) -> None:
+        """Start it, `without` some layers (see sandbox_server.py) where a test is about the others."""
         self.owner = os.getpid()
-        script = Path(__file__).with_name("sandbox_server.py")
+        options = {"packages": _packages(), "without": list(without)}
         # No site-packages (-S, -s), nothing importable from the current folder (-P), and a fixed order of
         # sets.
         self.process = subprocess.Popen(
-            [sys.executable, "-s", "-S", "-P", str(script)],
+            [sys.executable, "-s", "-S", "-P", "-m", "harness.evaluation.sandbox_server", json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"},
+            env={
+                "PYTHONPATH": str(Path(harness.__file__).parent.parent),
+                "PYTHONHASHSEED": "0",
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+            },
             cwd="/",
             start_new_session=True,
         )
         hello = self._read()
         if hello is None:
             self.close()
-            raise GraftbenchError(f"The sandbox's process did not start ({script}); its own messages are above.")
+            raise GraftbenchError("The sandbox's process did not start; its own messages are above.")
         self.isolation = str(hello["isolation"])
-        logger.info("sandbox for model-written code: %s", self.isolation)
+        weak = "NOT refused" in self.isolation or "UNREADABLE" in self.isolation
+        logger.log(logging.WARNING if weak else logging.INFO, "sandbox for model-written code: %s", self.isolation)
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -186,3 +201,11 @@ def _server() -> _Server:
     if _state.server is None or not _state.server.alive():
         _state.server = _Server()
     return _state.server
+
+
+def _packages() -> list[str]:
+    """Folders of what programs may import beside the standard library: numpy, which HumanEval+'s tests use."""
+    spec = importlib.util.find_spec("numpy")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec is not None else []
+    libraries = [folder.with_name("numpy.libs") for folder in folders]
+    return [str(folder) for folder in (*folders, *libraries) if folder.is_dir()]

@@ -4,12 +4,16 @@ empty environment.
 It shuts itself in (namespaces, a root folder that holds Python and nothing else), says on standard output how
 far that went, then reads one request per line and forks once per request. What it must keep for itself it
 gives up in the child, before the program starts.
+
+Its one argument is JSON: `packages`, the folders of packages beside the standard library that programs may
+import, and `without`, the layers (namespaces, filter, hook) to leave out, by which tests see that the others hold.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import fcntl
+import importlib
 import json
 import math
 import os
@@ -21,66 +25,27 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
+
+from harness.evaluation import sandbox_containment
+from harness.evaluation.sandbox_containment import LINUX, Containment, contain, give_up_privileges
 
 # Loaded before the fork, so that no program pays for them; the rest of the standard library is read on demand.
 for _name in ("bisect", "datetime", "hashlib", "heapq", "random", "re", "statistics", "string", "typing"):
     __import__(_name)
 
-NOBODY = 65534
-CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
-    0x20000,
-    0x8000000,
-    0x10000000,
-    0x20000000,
-    0x40000000,
-)
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
-LINUX = sys.platform == "linux"
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-@dataclass(frozen=True)
-class Containment:
-    """How far the kernel let the server shut itself in."""
-
-    namespaces: bool
-    drop: bool
-    """Each program becomes the user `nobody`."""
-    folder: str | None
-    """Where working folders are made: within the new root folder, or None for the machine's own temporary
-    folder."""
-
-    def __str__(self) -> str:
-        return "; ".join(
-            [
-                "no network, own processes (namespaces)"
-                if self.namespaces
-                else "network and processes refused by audit hook",
-                "files: Python and an empty folder"
-                if self.folder
-                else "files: the machine's, by permission and audit hook",
-                "user nobody" if self.drop else "the harness's user, no capabilities",
-                "limits on time, memory, files and processes",
-            ]
-        )
+LAZY_PARTS = {"numpy": ("fft", "linalg", "ma", "polynomial", "random")}
+"""Parts of packages that would be imported on first use only."""
 
 
 def main() -> None:
     """Shut in, say how far, then serve until the harness closes the pipe."""
-    namespaces = LINUX and enter_namespaces()
-    if namespaces:
-        pid = os.fork()  # the child is the first process of the new process namespace: programs cannot signal it
-        if pid:
-            os.waitpid(pid, 0)
-            return
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    drop = os.geteuid() == 0 and nobody_exists()
-    serve(Containment(namespaces, drop, new_root() if namespaces else None))
+    options = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
+    sys.path.remove(os.environ["PYTHONPATH"])  # programs are not to import the harness
+    containment = contain(options.get("without", ()), tuple(options.get("packages", ())))
+    if containment is not None:
+        serve(containment)
 
 
 def serve(containment: Containment) -> None:
@@ -94,14 +59,22 @@ def serve(containment: Containment) -> None:
 
 def run(request: dict[str, Any], containment: Containment) -> dict[str, Any]:
     """Fork, wait for the child's word or its end, and leave no process and no file of it behind."""
+    for package in containment.packages:
+        if os.path.basename(package) in request["source"]:
+            load_package(package)
     with tempfile.TemporaryDirectory(dir=containment.folder, ignore_cleanup_errors=True) as working:
         os.chmod(working, 0o777)
-        token = secrets.token_hex(16)  # so that a program that merely ends early with status 0 has not passed
         reading, writing = os.pipe()
+        token_reading, token_writing = os.pipe()
         pid = os.fork()
         if pid == 0:
-            child(request, working, writing, token, containment.drop)
-        os.close(writing)
+            child(request, working, writing, token_reading, containment)
+        # What the child must say for the program to have passed. It is drawn after the fork and lies in a pipe until
+        # the program's last line, so that ending early is no pass, and no variable of a calling frame is one either.
+        token = secrets.token_hex(16)
+        os.write(token_writing, token.encode())
+        for descriptor in (writing, token_writing, token_reading):  # the last only now: the child may have ended
+            os.close(descriptor)
         deadline = time.monotonic() + request["wall_seconds"]
         message = read_until(reading, deadline)
         os.close(reading)
@@ -154,8 +127,8 @@ def end_all(pid: int, deadline: float, namespaces: bool) -> int | None:
             return status if collected else None
 
 
-def child(request: dict[str, Any], working: str, writing: int, token: str, drop: bool) -> NoReturn:
-    """The program's process: give everything up, run, say how it went."""
+def child(request: dict[str, Any], working: str, writing: int, token: int, containment: Containment) -> NoReturn:
+    """The program's process: give everything up, run, say how it went with the token that the pipe `token` holds."""
     try:
         os.setsid()
         os.chdir(working)
@@ -163,24 +136,57 @@ def child(request: dict[str, Any], working: str, writing: int, token: str, drop:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
+        writing, token = duplicated_above(writing), duplicated_above(token)
         os.dup2(writing, 3)
-        os.closerange(4, 1024)
-        give_up_privileges(drop)
+        os.dup2(token, 4)
+        os.closerange(5, 1024)
+        give_up_privileges(containment)
         set_limits(request)
-        reason = execute(request["source"], os.path.realpath(working))
-        os.write(3, f"{token} {reason}".encode(errors="replace"))
+        seed()
+        hook = refusing_hook(os.path.realpath(working), containment.packages, request["files"])
+        reason = execute(request["source"], hook if containment.hook else None)
+        os.write(3, os.read(4, 64) + f" {reason}".encode(errors="replace"))
     finally:
         os._exit(0)
 
 
-def execute(source: str, working: str) -> str:
+def duplicated_above(descriptor: int) -> int:
+    """The same pipe under a number that is not about to be taken."""
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD, 16)
+
+
+def seed() -> None:
+    """Give random numbers the same start for every program: a verdict must not depend on the day."""
+    sys.modules["random"].seed(0)
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed(0)
+
+
+def load_package(folder: str) -> None:
+    """Import a package before the fork, once: under the hook and the limits of a program some cannot be imported, and
+    each program would pay for it."""
+    name = os.path.basename(folder)
+    if name in sys.modules:
+        return
+    sys.path.append(os.path.dirname(folder))
+    with contextlib.suppress(Exception):  # without it the program's own import fails, which is its verdict
+        importlib.import_module(name)
+        for part in LAZY_PARTS.get(name, ()):
+            importlib.import_module(f"{name}.{part}")
+    sys.path.pop()
+
+
+def execute(source: str, hook: Callable[[str, tuple[Any, ...]], None] | None) -> str:
     """Run the program as `__main__`; 'passed', or the exception on one line."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    sys.modules.pop("ctypes")
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("ctypes", "_ctypes", "harness")]:
+        del sys.modules[name]
+    vars(sandbox_containment).clear()  # it holds calls into the C library
     try:
         code = compile(source, "<program>", "exec", dont_inherit=True)
-        sys.addaudithook(refusing_hook(working))
+        if hook is not None:
+            sys.addaudithook(hook)
         exec(code, module.__dict__)
     except BaseException as error:
         name = type(error).__name__
@@ -188,9 +194,10 @@ def execute(source: str, working: str) -> str:
     return "passed"
 
 
-def refusing_hook(working: str) -> Callable[[str, tuple[Any, ...]], None]:
+def refusing_hook(working: str, packages: Sequence[str], files: int) -> Callable[[str, tuple[Any, ...]], None]:
     """An audit hook that turns what the outer layers prevent anyway into an exception that the program can
-    report."""
+    report: processes, the network, signals, writing outside `working`, reading beyond it and Python, and making more
+    than so many files."""
     refused = [
         "socket.",
         "subprocess.",
@@ -217,19 +224,39 @@ def refusing_hook(working: str) -> Callable[[str, tuple[Any, ...]], None]:
     ]
     refused_prefixes, changing_prefixes = tuple(refused), tuple(changing)
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    system = ("/usr", "/lib", "/lib64", "/dev/null", "/dev/urandom")
+    readable = tuple(os.path.realpath(each) + "/" for each in (*system, sys.base_prefix, *packages, working))
+    made: set[str] = set()
+
+    def resolved(path: Any) -> str | None:
+        if not isinstance(path, (str, bytes, os.PathLike)):
+            return None  # an open file's number, or no path at all
+        return os.path.realpath(os.fsdecode(path)) + "/"
 
     def outside(path: Any) -> bool:
-        if not isinstance(path, (str, bytes, os.PathLike)):
-            return False
-        return not (os.path.realpath(os.fsdecode(path)) + "/").startswith(working + "/")
+        place = resolved(path)
+        return place is not None and not place.startswith(working + "/")
+
+    def count(path: Any) -> None:
+        made.add(str(resolved(path)))
+        if len(made) > files:
+            raise PermissionError(f"the sandbox refuses more than {files} files")
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event.startswith(refused_prefixes) or (event == "import" and arguments[0] in ("ctypes", "_ctypes")):
             raise PermissionError(f"the sandbox refuses {event}")
-        if event == "open" and arguments[2] and arguments[2] & writes and outside(arguments[0]):
-            raise PermissionError("the sandbox refuses writing outside the working folder")
+        if event == "open" and arguments[2] and arguments[2] & writes:
+            if outside(arguments[0]):
+                raise PermissionError("the sandbox refuses writing outside the working folder")
+            count(arguments[0])
+        elif event in ("open", "os.listdir", "os.scandir") and arguments[0] is not None:
+            place = resolved(arguments[0])
+            if place is not None and not place.startswith(readable):
+                raise PermissionError("the sandbox refuses reading beyond Python and the working folder")
         if event.startswith(changing_prefixes) and any(outside(argument) for argument in arguments):
             raise PermissionError(f"the sandbox refuses {event} outside the working folder")
+        if event == "os.mkdir":
+            count(arguments[0])
 
     return hook
 
@@ -248,89 +275,6 @@ def set_limits(request: dict[str, Any]) -> None:
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
     signal.setitimer(signal.ITIMER_PROF, seconds)
-
-
-def give_up_privileges(drop: bool) -> None:
-    if drop:
-        become_nobody()
-    if LINUX:
-        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
-        libc.capset(header, (ctypes.c_uint32 * 6)())
-        libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def become_nobody() -> None:
-    os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
-
-
-def nobody_exists() -> bool:
-    """Whether the user `nobody` exists here: a user namespace of one's own maps a single user."""
-    if not LINUX:
-        return True
-    with open("/proc/self/uid_map") as mapping:
-        ranges = [tuple(map(int, line.split())) for line in mapping]
-    return any(first <= NOBODY < first + count for first, _, count in ranges)
-
-
-def enter_namespaces() -> bool:
-    """Enter new network, process, mount and IPC namespaces, through a new user namespace where root's own
-    right is missing."""
-    wanted = CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC
-    if libc.unshare(wanted) == 0:
-        return True
-    if os.geteuid() == 0 and nobody_exists():
-        become_nobody()  # a user namespace maps one user, which had better not be root
-        libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # else the files below belong to root
-    user, group = os.geteuid(), os.getegid()
-    if libc.unshare(wanted | CLONE_NEWUSER) != 0:
-        return False
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{user} {user} 1"),
-        ("gid_map", f"{group} {group} 1"),
-    ):
-        with contextlib.suppress(OSError), open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
-    return True
-
-
-def new_root() -> str | None:
-    """Make a root folder that holds the Python installation (read-only) and an empty /tmp, and move there;
-    None where refused.
-
-    It is mounted over /proc, in this process's own mount namespace: a folder that always exists, and that
-    programs need not see.
-    """
-    root = "/proc"
-    try:
-        mount(None, "/", None, MS_REC | MS_PRIVATE)
-        mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=64m,mode=755")
-        for source in sorted({"/usr", "/lib", "/lib64", sys.base_prefix}):
-            if os.path.islink(source):
-                os.symlink(os.readlink(source), root + source)
-            elif os.path.isdir(source) and not os.path.exists(root + source):
-                os.makedirs(root + source)
-                mount(source, root + source, None, MS_BIND | MS_REC)
-                mount(None, root + source, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
-        os.mkdir(root + "/dev")
-        os.close(os.open(root + "/dev/null", os.O_CREAT))
-        mount("/dev/null", root + "/dev/null", None, MS_BIND)
-        os.mkdir(root + "/tmp")
-        os.chroot(root)
-        os.chdir("/")
-    except OSError:
-        return None
-    return "/tmp"
-
-
-def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    texts = [text.encode() if text is not None else None for text in (source, target, kind, options)]
-    if libc.mount(*texts[:3], ctypes.c_ulong(flags), texts[3]) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 from harness.errors import GraftbenchError
 from harness.leaderboard.comparable import TaskOutcomes, align_outcomes, check_comparable, unique_records
 from harness.leaderboard.labels import row_labels
+from harness.leaderboard.notes import evaluation_notes
 from harness.leaderboard.retention import Retentions, expert_rows
 from harness.leaderboard.statistics import (
     ROUNDING,
@@ -237,18 +238,7 @@ class _Ranking:
         on_test = sorted(self.labels[r.key] for r in self.records if r.role == "method" and chosen_on_test(r))
         if on_test:
             notes.append(f"Not ranked, since the hyper-parameters were chosen on test items: {', '.join(on_test)}.")
-        return notes + self._differing_versions()
-
-    def _differing_versions(self) -> list[str]:
-        notes = []
-        for package in sorted({package for record in self.records for package in record.versions}):
-            users: dict[str, list[str]] = {}
-            for record in self.records:
-                users.setdefault(record.versions.get(package, "unknown"), []).append(self.labels[record.key])
-            if len(users) > 1:
-                listing = "; ".join(f"{version} ({', '.join(sorted(users[version]))})" for version in sorted(users))
-                notes.append(f"Rows were made with different versions of {package}: {listing}.")
-        return notes
+        return notes + evaluation_notes(self.records, self.labels)
 
 
 def how_chosen(selection: Mapping[str, Any]) -> str:

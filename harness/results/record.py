@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 from harness.errors import GraftbenchError
 from harness.schema import build
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 has no `circumstances`, and of a task neither `prompts`, `counts` nor `timings`; they are read as empty."""
 
 Role = Literal["base", "expert", "reference", "method", "control"]
 
@@ -32,6 +34,13 @@ class TaskOutcome:
     """The metric of each item, in 0..1."""
     other_metrics: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Further metrics of the same items, by `metric,filter`."""
+    prompts: str | None = None
+    """Digest of every item with the prompt that the model saw and the target, few-shot examples and chat template
+    included: lm-eval's task hash."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Of the generated answers, how many were `empty` and how many `truncated` (ran into the limit of new tokens)."""
+    timings: dict[str, float] = field(default_factory=dict, compare=False)
+    """Seconds: `prepare` (building prompts), `answer` (the model at work), `score`."""
 
     def __post_init__(self) -> None:
         lengths = {len(self.item_ids), len(self.outcomes), *map(len, self.other_metrics.values())}
@@ -74,8 +83,12 @@ class Record:
     weights_digest: str | None
     """Digest of the evaluated weights; None where a model was evaluated as it came."""
     timings: dict[str, float]
-    """Seconds by phase, and bytes of peak memory."""
+    """Seconds by phase: `merge` (of which `cutoffs`), and `evaluate` (of which `load`, and the tasks' `prepare`,
+    `answer` and `score`)."""
     tasks: tuple[TaskOutcome, ...]
+    circumstances: dict[str, Any] = field(default_factory=dict)
+    """What the evaluation found where it ran, and could not know beforehand: the model's number format and longest
+    context, the chat template's digest, the machine, how far model-written code was shut in."""
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
@@ -129,8 +142,9 @@ def from_json(text: str, source: str = "record") -> Record:
         version = fields.pop("format_version")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise GraftbenchError(f"{source}: not a Graftbench record ({error})") from error
-    if version != FORMAT_VERSION:
-        raise GraftbenchError(f"{source}: record format {version}, but this version reads {FORMAT_VERSION}")
+    if version not in READABLE_VERSIONS:
+        readable = " and ".join(map(str, READABLE_VERSIONS))
+        raise GraftbenchError(f"{source}: record format {version}, but this version reads {readable}")
     try:
         return build(Record, fields, "record")
     except GraftbenchError as error:

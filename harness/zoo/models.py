@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.checkpoints.opening import Source, open_checkpoint, split_adapter
 from harness.checkpoints.source import is_hub_name
 from harness.curvature.second_moments import FILE_NAME, FISHER_FILE_NAME, StoredKind, find_second_moments
-from harness.errors import GraftbenchError, unknown_name
+from harness.errors import GraftbenchError, all_of, unknown_name
 from harness.files import canonical_json, text_digest
 from methods.interface import CurvatureKind
+
+Found = TypeVar("Found")
+
+DEFAULT_TOLERANCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Zoo:
     """Each expert's file of diagonal Fisher information, or None."""
     data_root: Path | None = None
     """Mirror of the data that the set's own suite reads."""
+    stated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Scores that models are known to have, in 0..100: by model, then by task or capability."""
+    tolerance: float = DEFAULT_TOLERANCE
+    """How far a measured score may lie from a stated one, in points."""
     description: str = ""
 
     @cached_property
@@ -61,6 +69,8 @@ KEYS = (
     "second_moments",
     "fisher",
     "data_root",
+    "stated",
+    "tolerance",
 )
 
 NAMED_KEYS = ("base", "experts", "references", "capabilities", "second_moments", "fisher", "data_root")
@@ -81,18 +91,21 @@ def resolve_zoo(config: Mapping[str, Any], home: Path, build: bool = True) -> Zo
     """
     check_keys(config)
     builder = config.get("builder")
-    return _named(config) if builder is None else BUILDERS[builder](config, Path(home), build)
+    zoo = _named(config) if builder is None else BUILDERS[builder](config, Path(home), build)
+    return replace(zoo, stated=_stated(config), tolerance=_tolerance(config))
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
     """Refuse what the group ``zoo`` does not know, before anything is built or looked for.
 
     Raises:
-        GraftbenchError: a key or builder is unknown; the nearest names are given.
+        GraftbenchError: a key or builder is unknown (the nearest names are given), or a stated score is no score.
     """
     for key in config:
         if key not in KEYS:
             raise unknown_name("option", f"zoo.{key}", [f"zoo.{known}" for known in KEYS])
+    _stated(config)
+    _tolerance(config)
     builder = config.get("builder")
     if builder is None:
         return
@@ -146,49 +159,77 @@ def _gguf(config: Mapping[str, Any], home: Path, may_build: bool) -> Zoo:
 
 
 def _named(config: Mapping[str, Any]) -> Zoo:
-    """A set of checkpoints that exist already."""
+    """A set of checkpoints that exist already; everything that is wrong with their names is told at once."""
     if not config.get("base"):
         raise GraftbenchError("zoo.base is not set; give a checkpoint's folder or hub name: zoo.base=PATH")
-    experts = {name: _source(value, f"zoo.experts.{name}") for name, value in _mapping(config, "experts").items()}
-    if "base" in experts:
-        raise GraftbenchError("zoo.experts.base: an expert cannot be called base, which is the base model's name")
+    problems: list[str] = []
+
+    def sources(key: str) -> dict[str, Source]:
+        where = {name: f"zoo.{key}.{name}" for name in _mapping(config, key)}
+        found = {name: _or_problem(named_source, config[key][name], where[name], problems) for name in where}
+        return {name: source for name, source in found.items() if source is not None}
+
+    base = _or_problem(named_source, config["base"], "zoo.base", problems)
+    experts, references = sources("experts"), sources("references")
+    if "base" in _mapping(config, "experts"):
+        problems.append("zoo.experts.base: an expert cannot be called base, which is the base model's name")
     for key in ("capabilities", "second_moments", "fisher"):
         for name in _mapping(config, key):
-            if name not in experts:
-                raise unknown_name(f"expert in zoo.{key}", name, experts)
+            if name not in _mapping(config, "experts"):
+                problems.append(str(unknown_name(f"expert in zoo.{key}", name, _mapping(config, "experts"))))
+    second_moments = _curvature(config, "second_moments", "adam", experts, problems)
+    fisher = _curvature(config, "fisher", "fisher", experts, problems)
+    data_root = config.get("data_root") and _or_problem(_existing, config["data_root"], "zoo.data_root", problems)
+    if problems or base is None:
+        raise all_of(problems)
     capabilities = _mapping(config, "capabilities")
     return Zoo(
         name=str(config.get("name") or "unnamed"),
-        base=_source(config["base"], "zoo.base"),
+        base=base,
         experts=experts,
-        references={
-            name: _source(value, f"zoo.references.{name}") for name, value in _mapping(config, "references").items()
-        },
+        references=references,
         capabilities={name: str(capabilities.get(name) or name) for name in experts},
-        second_moments=_curvature(config, "second_moments", "adam", experts),
-        fisher=_curvature(config, "fisher", "fisher", experts),
-        data_root=_existing(config["data_root"], "zoo.data_root") if config.get("data_root") else None,
+        second_moments=second_moments,
+        fisher=fisher,
+        data_root=data_root or None,
         description=str(config.get("description") or ""),
     )
 
 
+def _or_problem(read: Callable[[Any, str], Found], given: Any, where: str, problems: list[str]) -> Found | None:
+    """What is named, or None and a problem."""
+    try:
+        return read(given, where)
+    except GraftbenchError as error:
+        problems.append(str(error))
+        return None
+
+
 def _curvature(
-    config: Mapping[str, Any], key: str, kind: StoredKind, experts: Mapping[str, Source]
+    config: Mapping[str, Any], key: str, kind: StoredKind, experts: Mapping[str, Source], problems: list[str]
 ) -> dict[str, Path | None]:
     """The file that is named, or else the one of the usual name in the expert's folder, or else None."""
     given = _mapping(config, key)
-    found: dict[str, Path | None] = {}
+    found: dict[str, Path | None] = {
+        name: _or_problem(_existing, file, f"zoo.{key}.{name}", problems) for name, file in given.items() if file
+    }
     for name, source in experts.items():
-        if given.get(name):
-            found[name] = _existing(given[name], f"zoo.{key}.{name}")
-        else:
+        if name not in found:
             last = source[-1] if isinstance(source, list) else source  # of several checkpoints of a run, the last
             found[name] = find_second_moments(last, kind) if isinstance(last, Path) else None
-    return found
+    return {name: found[name] for name in experts}
 
 
-def _source(given: Any, where: str) -> Source:
-    """Folders made absolute, and hub names; `base+adapter`, or a list of checkpoints of one run, part by part."""
+def named_source(given: Any, where: str) -> Source:
+    """Folders made absolute, and hub names; `base+adapter`, or a list of checkpoints of one run, part by part.
+
+    Args:
+        given: what the user wrote.
+        where: the option that it was written for.
+
+    Raises:
+        GraftbenchError: it is neither a folder nor a hub name.
+    """
     if isinstance(given, list | tuple):
         if not given:
             raise GraftbenchError(f"{where} is an empty list; name at least one checkpoint")
@@ -214,6 +255,30 @@ def _folder_or_hub_name(text: str, where: str) -> Path | str:
             f"{where}={text}: there is no such folder; give a checkpoint's folder or a hub name owner/name"
         )
     return text
+
+
+def _stated(config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Scores by model and by task or capability."""
+    stated: dict[str, dict[str, float]] = {}
+    for model, scores in _mapping(config, "stated").items():
+        if not isinstance(scores, Mapping):
+            raise GraftbenchError(
+                f"zoo.stated.{model}={scores}: it takes scores by task or capability, such as {{gsm8k: 71.2}}"
+            )
+        for measured, score in scores.items():
+            if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 100:
+                raise GraftbenchError(f"zoo.stated.{model}.{measured}={score}: a score is a number of percent, 0..100")
+        stated[str(model)] = {str(measured): float(score) for measured, score in scores.items()}
+    return stated
+
+
+def _tolerance(config: Mapping[str, Any]) -> float:
+    given = config.get("tolerance")
+    if given is None:
+        return DEFAULT_TOLERANCE
+    if isinstance(given, bool) or not isinstance(given, int | float) or not given >= 0:
+        raise GraftbenchError(f"zoo.tolerance={given}: it is a number of points, 0 or more")
+    return float(given)
 
 
 def _existing(given: Any, where: str) -> Path:

@@ -54,7 +54,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["run", "method=ties", "+method.densty=0.2"], "unknown option 'method.densty'; did you mean 'method.density'"),
         (["run", "+zoo.bse=x"], "did you mean 'zoo.base'"),
         (["run", "+suite.limt=3"], "did you mean 'limit'"),
-        (["run", "+backend.batch=3"], "did you mean 'batch_size'"),
+        (["run", "backend=hf", "+backend.batch=3"], "did you mean 'batch_size'"),
         (["run", "+tracking.projct=x"], "did you mean 'tracking.project'"),
         (["run", "+sed=3"], "unknown option 'sed'"),
         (["run", "method=ties", "method.density=much"], "method.density=much: input should be a valid number"),
@@ -66,7 +66,17 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["run", "-m", "method=linear,tis"], "unknown method 'tis'"),
         (["run", "-m", "method=ties,dare", "method.density=0.1,0.2"], "'method.density' of method=dare"),
         (["run", "method.path=nothing.py"], "nothing.py does not exist"),
+        (["run", "model=nowhere"], "model=nowhere: there is no such folder; give a checkpoint's folder or a hub name"),
+        (["run", "-m", "model=owner/name@main,nowhere"], "model=nowhere: there is no such folder"),
+        (["run", "model="], "model= is empty"),
+        (["run", "model=[a,b]"], "-m model=A,B evaluates several, one row each"),
+        (["run", "model=owner/name", "method=ties"], "method cannot be given with model=owner/name, which is"),
+        (["run", "model=owner/name", "method.weights.math=2"], "method.weights.math cannot be given with model="),
+        (["run", "model=owner/name", "recipe=x.yaml"], "recipe cannot be given with model=owner/name"),
         (["merge", "method=ties"], "option out needs a value: out=…"),
+        (["merge", "-m", "method=ties,linear", "out=x"], "2 merges, and several would be written to out=x; put what"),
+        (["merge", "-m", "method.weights.a=1,2,3", "out=./x", "zoo=tiny"], "'out=x/${method.name}' for a sweep"),
+        (["merge", "-m", "method=ota,ota_compressed", "out=x/${method.name}"], "several would be written to out=x/ota"),
         (["merge", "method=none", "out=x"], "method=none merges nothing"),
         (["merge", "out=x", "shard_gb=0"], "shard_gb=0.0 must be positive"),
         (["run", "sweep=methods"], "add -m to run them"),
@@ -85,7 +95,16 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["zoo", "show"], "zoo=tiny is not built in"),
         (["leaderboard", "records=nothing"], "nothing holds no records"),
         (["zoo", "bild"], "unknown action of zoo 'bild'; did you mean 'build'?"),
+        (["data", "fetsh"], "unknown action of data 'fetsh'; did you mean 'fetch'?"),
+        (["data", "fetch"], "option to needs a value: to=…"),
+        (["data", "fetch", "to=x", "suite=corr"], "unknown suite 'corr'; did you mean 'core'?"),
+        (["data", "fetch", "to=x", "suite=custom", "suite.tasks={gsm8kk:{}}"], "did you mean 'gsm8k'"),
+        (["run", "suite=core", "suite.tasks.mmlu.held_out=true"], "is held out, so that it has no validation items"),
         (["leaderboard", "suit=tiny"], "unknown option 'suit'; did you mean 'suite'?"),
+        (["gate", "empty=101"], "empty=101.0 must lie in 0..100 percent"),
+        (["gate", "++zoo.tolerance=-1"], "zoo.tolerance=-1: it is a number of points"),
+        (["gate", "zoo.stated.math=70"], "zoo.stated.math=70: it takes scores by task or capability"),
+        (["gate", "zoo=custom"], "zoo.base is not set"),
         (["tune", "+grd=1"], "unknown option 'grd'; did you mean 'grid'"),
     ],
 )
@@ -121,8 +140,8 @@ def test_a_method_file_is_checked_like_ours(capsys: pytest.CaptureFixture[str], 
 def test_help_lists_verbs_groups_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     told = capsys.readouterr().out
-    assert all(f"graftbench {verb}" in told for verb in ("run", "merge", "leaderboard", "zoo", "tune"))
-    for verb in ("run", "merge", "leaderboard", "zoo", "tune"):
+    assert all(f"graftbench {verb}" in told for verb in ("run", "merge", "leaderboard", "zoo", "gate", "tune"))
+    for verb in ("run", "merge", "leaderboard", "zoo", "gate", "tune"):
         main([verb, "--help"])
         told = capsys.readouterr().out
         assert f"graftbench {verb}" in told and "zoo=tiny" in told

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from hydra import initialize_config_dir
 
-from harness.config import MergeSettings, RunSettings, config_folder, merge_settings, register_methods, run_settings
+from harness.config import MergeSettings, RunSettings, merge_settings, run_settings
 from harness.errors import GraftbenchError
+from harness.method_choice import config_folder, register_methods
 from harness.overrides import composed
 from methods.generalized_task_arithmetic import GeneralizedTaskArithmetic
 

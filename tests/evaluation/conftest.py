@@ -91,6 +91,25 @@ class ScriptedModel(LM):
         return found[max(found)] if found else ""
 
 
+class Template:
+    """Stands for a tokenizer with a chat template."""
+
+    chat_template = "{{ messages }}"
+
+
+class ChattingModel(ScriptedModel):
+    """The same behind a chat template that puts every turn into angle brackets."""
+
+    tokenizer_name = "template"
+    tokenizer = Template()
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return "".join(f"<{turn['content']}>" for turn in chat_history)
+
+    def chat_template(self, name: bool | str = False) -> str:
+        return Template.chat_template
+
+
 class ScriptedEngine:
     """An engine over a ScriptedModel."""
 

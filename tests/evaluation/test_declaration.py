@@ -50,7 +50,7 @@ def test_local_keys_win_over_included_ones(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("gsm8kk", "unknown lm-eval task 'gsm8kk'; did you mean 'gsm8k'"),
-        ("mmlu", "'mmlu' is a group of lm-eval tasks"),
+        ("mmmlu_anatomy", "did you mean 'mmlu_anatomy'"),
         ("squadv2", "'squadv2' is a Python class"),
     ],
 )

@@ -40,6 +40,9 @@ def print_of(mirror: Path, own_tasks: Path) -> Callable[..., str]:
         {"tasks": {"gsm8k": {"metric": "exact_match,flexible-extract"}, "capitals": {}, "echo": {}}},
         {"tasks": {"gsm8k": {"gen_kwargs": {"max_gen_toks": 9}}, "capitals": {}, "echo": {}}},
         {"tasks": {"gsm8k": {}, "capitals": {}}},
+        {"tasks": {"gsm8k": {"apply_chat_template": True}, "capitals": {}, "echo": {}}},
+        {"tasks": {"gsm8k": {"general": True}, "capitals": {}, "echo": {}}},
+        {"allow_truncation": True},
     ],
 )
 def test_settings_count(print_of: Callable[..., str], changes: dict[str, Any]) -> None:
@@ -79,6 +82,11 @@ def test_places_and_names_do_not_count(
     shutil.copytree(own_tasks, elsewhere / "tasks")
     moved = {"data_root": elsewhere / "mirror", "include_path": [str(elsewhere / "tasks")], "name": "another"}
     assert print_of(**moved) == print_of()
+
+
+def test_what_says_nothing_of_the_scores_does_not_count(print_of: Callable[..., str]) -> None:
+    tasks = {"gsm8k": {"verified": False, "apply_chat_template": False}, "capitals": {"validation": {}}, "echo": {}}
+    assert print_of(tasks=tasks) == print_of()
 
 
 def test_unknown_tasks_are_refused(print_of: Callable[..., str]) -> None:

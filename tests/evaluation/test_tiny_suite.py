@@ -10,26 +10,9 @@ import yaml
 from harness.evaluation.evaluate import evaluate
 from harness.evaluation.suite import Suite, suite_from_config
 from harness.zoo.tiny.items import CAPABILITIES, Counts, generate_items, write_splits
-from tests.evaluation.conftest import ScriptedEngine, ScriptedModel
+from tests.evaluation.conftest import ChattingModel, ScriptedEngine
 
 SUITE = Path(__file__).parents[2] / "conf" / "suite" / "tiny.yaml"
-
-
-class Template:
-    """Stands for a tokenizer with a chat template."""
-
-    chat_template = "{{ messages }}"
-
-
-class ChattingModel(ScriptedModel):
-    tokenizer_name = "template"
-    tokenizer = Template()
-
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return "".join(f"<{turn['content']}>" for turn in chat_history)
-
-    def chat_template(self, name: bool | str = False) -> str:
-        return Template.chat_template
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.errors import GraftbenchError
-from harness.results import Record, Store, TaskOutcome, from_json, to_json
+from harness.results import Record, Store, TaskOutcome, from_json, read_record, to_json
 
 
 def record(key: str = "k1") -> Record:
@@ -35,6 +35,41 @@ def record(key: str = "k1") -> Record:
     )
 
 
+def full_record() -> Record:
+    """With everything that the current format can hold."""
+    task = TaskOutcome(
+        "t1",
+        "math",
+        "exact_match,none",
+        0.0,
+        ("a", "b"),
+        (1.0, 0.0),
+        prompts="p",
+        counts={"empty": 1, "truncated": 0},
+        timings={"prepare": 0.1, "answer": 2.0, "score": 0.2},
+    )
+    return replace(record(), tasks=(task,), circumstances={"sandbox": None, "model": {"dtype": "float32"}})
+
+
+def test_records_of_the_first_format_are_read() -> None:
+    """They lack what was not recorded then."""
+    fields = json.loads(to_json(record()))
+    del fields["circumstances"]
+    for task in fields["tasks"]:
+        del task["prompts"], task["counts"], task["timings"]
+    old = from_json(json.dumps(fields | {"format_version": 1}))
+    assert old == record()
+    assert (old.circumstances, old.tasks[0].prompts, old.tasks[0].counts) == ({}, None, {})
+
+
+def test_committed_records_are_read() -> None:
+    """Boards are made from records of earlier versions, and stay what they were."""
+    for file in sorted((Path(__file__).parents[2] / "leaderboards").glob("*/records/*.json")):
+        read = read_record(file)
+        assert from_json(to_json(read)) == read
+        assert read.key == file.stem
+
+
 def test_scores_are_means_over_tasks_then_capabilities() -> None:
     # math: (50 + 100)/2 = 75, code: 50; the mean over capabilities is 62.5, over tasks it would be 66.7
     assert record().capability_scores() == {"math": 75.0, "code": 50.0}
@@ -42,9 +77,10 @@ def test_scores_are_means_over_tasks_then_capabilities() -> None:
 
 
 def test_json_gives_the_same_record_back() -> None:
-    text = to_json(record())
-    assert from_json(text) == record()
-    assert to_json(from_json(text)) == text
+    for original in (record(), full_record()):
+        text = to_json(original)
+        assert from_json(text) == original
+        assert to_json(from_json(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -86,7 +122,7 @@ def test_the_store_keeps_and_finds(tmp_path: Path) -> None:
     assert store.get("k1") == record("k1")
     assert [found.key for found in store.records()] == ["k1", "k2"]
     assert pq.read_table(tmp_path / "k1.parquet").to_pydict() == {"answer": ["4"]}
-    assert {path.name for path in tmp_path.iterdir()} == {"k1.json", "k1.parquet", "k2.json"}
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {"k1.json", "k1.parquet", "k2.json"}
 
 
 def test_a_corrupt_record_is_named_and_the_others_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -100,3 +100,32 @@ def test_parts_of_an_expert_must_exist(checkpoints: Path, tmp_path: Path, expert
     filled = [e.format(base=base) for e in expert] if isinstance(expert, list) else str(expert).format(base=base)
     with pytest.raises(GraftbenchError, match=message):
         resolve_zoo({"base": base, "experts": {"x": filled}}, tmp_path)
+
+
+def test_all_wrong_paths_are_told_at_once(checkpoints: Path, tmp_path: Path) -> None:
+    given = {
+        "base": "./gone",
+        "experts": {"math": str(checkpoints / "maths"), "code": str(checkpoints / "code")},
+        "second_moments": {"math": "math.safetensors", "coed": str(tmp_path)},
+        "fisher": {"code": "fisher.safetensors"},
+        "references": {"all": "./all"},
+        "data_root": "./data",
+    }
+    with pytest.raises(GraftbenchError) as caught:
+        resolve_zoo(given, tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "7 things are wrong:"
+    for line, expected in zip(
+        lines[1:],
+        (
+            "zoo.base=./gone: there is no such folder",
+            f"zoo.experts.math={checkpoints / 'maths'}: there is no such folder",
+            "zoo.references.all=./all: there is no such folder",
+            "unknown expert in zoo.second_moments 'coed'; did you mean 'code'",
+            "zoo.second_moments.math=math.safetensors does not exist",
+            "zoo.fisher.code=fisher.safetensors does not exist",
+            "zoo.data_root=./data does not exist",
+        ),
+        strict=True,
+    ):
+        assert expected in line

@@ -88,16 +88,26 @@ DOUBLE = {"signature": "def f(a,b):", "tests": ["assert f(2,9)==4", "assert f(-1
     ],
 )
 def test_code_must_pass_its_unit_tests_in_the_sandbox(answer: str, score: float) -> None:
+    ((candidate,),) = code.candidates([[answer]], [DOUBLE])
     with code_execution_allowed(True):
-        assert code.process_results(DOUBLE, [answer]) == {"pass@1": score}
+        assert code.pass_at_k([code.tests(DOUBLE)], [[candidate]], k=[1]) == {"pass@1": score}
 
 
 def test_code_is_not_run_where_running_it_is_not_allowed() -> None:
     with pytest.raises(GraftbenchError):
-        code.process_results(DOUBLE, ["return 2*a"])
+        code.pass_at_k([code.tests(DOUBLE)], [["def f(a,b): return 2*a"]], k=[1])
+
+
+def test_of_several_answers_each_is_completed_and_tested() -> None:
+    """Two of three right: pass@2 is 1 − C(1,2)/C(3,2) = 1, pass@1 2/3."""
+    given = code.candidates([["return 2*a\n", "return b", "x = a\nreturn a + x"]], [DOUBLE])
+    assert given[0][2] == "def f(a,b):\n    x = a\n    return a + x"
+    with code_execution_allowed(True):
+        scores = code.pass_at_k([code.tests(DOUBLE)], given, k=[1, 2])
+    assert scores == {"pass@1": pytest.approx(2 / 3), "pass@2": 1.0}
 
 
 def test_the_program_is_signature_body_and_unit_tests() -> None:
-    assert code.program(DOUBLE, "return 2*a\n") == (
-        "def f(a,b):\n    return 2*a\nassert f(2,9)==4\nassert f(-1,9)==-2\n"
-    )
+    assert code.function(DOUBLE, "return 2*a\n") == "def f(a,b):\n    return 2*a"
+    assert code.function(DOUBLE, "") == "def f(a,b):\n    pass"
+    assert code.tests(DOUBLE) == "assert f(2,9)==4\nassert f(-1,9)==-2\n"

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from harness.errors import GraftbenchError, unknown_name
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+from harness.evaluation.engines.dtypes import check_dtype, dtype_of
+from harness.evaluation.engines.interface import Weights
 
 
 @dataclass
 class HFEngine:
     """These fields are the schema of `backend=hf`."""
+
+    own_process: ClassVar[bool] = False
 
     name: str = "hf"
     """Name of the engine."""
@@ -29,8 +35,7 @@ class HFEngine:
     """Longest prompt and answer together, in tokens. Default: what the model's configuration says."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise unknown_name("value of backend.dtype", self.dtype, DTYPES)
+        check_dtype(self.dtype)
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise GraftbenchError(f"backend.batch_size is {self.batch_size}; it must be a whole number, 1 or more")
 
@@ -40,20 +45,51 @@ class HFEngine:
         Raises:
             GraftbenchError: the device does not exist, or transformers cannot load the model.
         """
-        from lm_eval.models.huggingface import HFLM
-
-        device = self.resolved_device()
         try:
-            return HFLM(
-                pretrained=_absolute(model),
-                device=device,
-                dtype=self.dtype,
-                batch_size=self.batch_size,
-                max_length=self.max_length,
-            )
+            return self._asked_through(pretrained=_absolute(model), dtype=self.dtype)
         except (OSError, ValueError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise GraftbenchError(f"{model}: transformers cannot load this model: {first_line}") from error
+
+    def check_exchange(self) -> None:
+        """All settings allow it."""
+
+    def hollow(self, folder: Path) -> Any:
+        """An HFLM of the folder's configuration and tokenizer, whose weights are drawn at random."""
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+        config = AutoConfig.from_pretrained(folder)
+        dtype = getattr(torch, dtype_of(folder) if self.dtype == "auto" else self.dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        if (folder / "generation_config.json").exists():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        model = model.eval().to(self.resolved_device())
+        return self._asked_through(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder))
+
+    def exchange(self, lm: Any, weights: Weights) -> None:
+        """Copy each tensor over the one of its name.
+
+        Raises:
+            GraftbenchError: a tensor is not the model's, or of another shape, or one of the model's did not come.
+        """
+        own = lm.model.state_dict()
+        left = set(own)
+        with torch.no_grad():
+            for name, tensor in weights:
+                if name not in own or own[name].shape != tensor.shape:
+                    raise GraftbenchError(f"the model in the engine has no tensor '{name}' of shape {[*tensor.shape]}")
+                own[name].copy_(tensor)
+                left.discard(name)
+        if left:
+            raise GraftbenchError(f"{len(left)} tensors of the model were not replaced, such as '{min(left)}'")
+
+    def held(self, lm: Any, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+        """All of the model's tensors."""
+        yield from lm.model.state_dict().items()
+
+    def cached_tokens(self, lm: Any, prompt: str) -> int:
+        """None: every prompt is computed whole."""
+        return 0
 
     def describe(self) -> dict[str, Any]:
         """Engine, options and versions that can change a score; the kind of device, not its number."""
@@ -72,8 +108,6 @@ class HFEngine:
         Raises:
             GraftbenchError: it does not exist here.
         """
-        import torch
-
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         kind, _, number = self.device.partition(":")
@@ -84,6 +118,12 @@ class HFEngine:
                 f"device '{self.device}' does not exist here ({torch.cuda.device_count()} GPUs); use device=cpu"
             )
         return self.device
+
+    def _asked_through(self, **model: Any) -> Any:
+        from lm_eval.models.huggingface import HFLM
+
+        device = self.resolved_device()
+        return HFLM(device=device, batch_size=self.batch_size, max_length=self.max_length, **model)
 
 
 def _absolute(model: str | Path) -> str:

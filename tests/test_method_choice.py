@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from harness.config import Invocation, MethodSettings, Unmerged, method_settings
 from harness.errors import GraftbenchError
+from harness.method_choice import Invocation, MethodSettings, Unmerged, method_settings
 from methods.ota_ffg import OtaFfg
 from methods.ties import Ties
 

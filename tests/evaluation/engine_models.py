@@ -1,0 +1,75 @@
+"""Random Llama models, with tied and untied heads, long enough for prefix caches; and engines that go wrong."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from harness.evaluation.engines import HFEngine, Weights
+
+PROMPTS = (
+    "Hello world, this is",
+    "a b c d e f",
+    "What is 3 + 4? ",
+    "def add(a, b):\n    ",
+    "one two three four five six seven eight nine ten",
+)
+
+
+def random_llama(folder: Path, tokenizer: Path, seed: int, tied: bool, like: Path | None = None) -> Path:
+    """A Llama of two layers with weights large enough to make other weights answer otherwise.
+
+    Args:
+        folder: where it is written.
+        tokenizer: a folder with the tokenizer.
+        seed: of the weights.
+        tied: whether the head is the embedding.
+        like: a model near which the weights are drawn, as fine-tuning would; None draws them far from everything.
+    """
+    fast = PreTrainedTokenizerFast.from_pretrained(tokenizer)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config) if like is None else LlamaForCausalLM.from_pretrained(like)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.15 if like is None else 0.02))
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+class Faulty(HFEngine):
+    """transformers with the faults that a running engine can have; `fault` names one."""
+
+    fault = ""
+
+    def exchange(self, lm: Any, weights: Weights) -> None:
+        """Exchange the weights, less what the fault leaves out."""
+        own = lm.model.state_dict()
+        with torch.no_grad():
+            for name, tensor in weights:
+                if not (self.fault == "skipped tensor" and name == "model.layers.1.mlp.down_proj.weight"):
+                    own[name].copy_(tensor)
+
+    def held(self, lm: Any, shapes: Any) -> Iterator[tuple[str, Tensor]]:
+        """Nothing can be read back, as of matrices that vLLM packs: the canary is on its own."""
+        yield from ()
+
+    def cached_tokens(self, lm: Any, prompt: str) -> int:
+        """A prefix cache that was not dropped, if that is the fault."""
+        return 128 if self.fault == "stale prefix cache" else 0
