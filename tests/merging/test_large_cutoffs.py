@@ -66,3 +66,19 @@ def test_the_largest_of_many_are_kept(tmp_path: Path, base: Path, distribution: 
         found = merged(Ties(density=density, scope="tensor"), models, execution=execution)
         for name in SHAPES:
             assert torch.equal(found[name] != 0, kept_by_sorting({name: values[name]}, density)[name]), density
+
+
+def test_small_tensors_do_not_spoil_the_guess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A norm vector is a thousandth of a layer, and its edits are unlike the others': it must not weigh more."""
+
+    def second_pass(*_: object) -> None:
+        raise AssertionError("the guess failed, and a second pass was needed")
+
+    monkeypatch.setattr("harness.merging.cutoffs._CountLower.__call__", second_pass)
+    torch.manual_seed(3)
+    values = {f"norm.{number}": 100 + torch.rand(64) for number in range(60)} | {"up": torch.randn(400, 1000)}
+    base = write_checkpoint(tmp_path / "base", {name: torch.zeros_like(tensor) for name, tensor in values.items()})
+    models = {"base": base, "x": write_checkpoint(tmp_path / "x", values)}
+    found = merged(Ties(density=0.3), models)
+    wanted = kept_by_sorting(values, 0.3)
+    assert all(torch.equal(found[name] != 0, wanted[name]) for name in values)
