@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from harness.errors import unknown_name
@@ -89,7 +90,7 @@ def _print_group(console: Console, group: str, default: str, sentence: str, file
     for name in group_options(group):
         mark = " (default)" if name == default else ""
         table.add_row(f"  {group}={name}", f"{_summary(group, name, files)}{mark}")
-    console.print(f"[bold]{group}[/]: {sentence}", highlight=False)
+    console.print(f"[bold]{group}[/]: {escape(sentence)}", highlight=False)
     console.print(table)
     console.print()
 
@@ -140,7 +141,7 @@ def _print_options(console: Console, title: str, rows: Sequence[tuple[str, str, 
         console.print(f"[bold]{title}[/]", highlight=False)
     table = Table.grid(padding=(0, 2))
     for name, default, text in rows:
-        table.add_row(f"  {name}={default}", text)
+        table.add_row(escape(f"  {name}={default}"), escape(text))
     console.print(table)
     console.print()
 
@@ -150,13 +151,13 @@ def _summary(group: str, name: str, files: Sequence[Path]) -> str:
     if path.exists():
         return _first_comment(path)
     methods = known_methods(files)
-    return summary_of(methods[name]) if group == "method" and name in methods else ""
+    return escape(summary_of(methods[name])) if group == "method" and name in methods else ""
 
 
 def _first_comment(path: Path) -> str:
     """The first comment line of a file that is not an instruction to Hydra."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return next((line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line), "")
+    return escape(next((line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line), ""))
 
 
 def _commented_options(path: Path) -> list[tuple[str, str, str]]:

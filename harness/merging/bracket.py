@@ -70,9 +70,7 @@ def guessed_brackets(
     expected = 2 * _margin(0.5, entries * _RUN_ENTRIES // stride) * entries * _ENTRY_BYTES * len(names)
     if expected * _MEMORY_SHARE > pool.budget:
         return ()
-    first = accumulate((info.entries for info in parameters), initial=0)
-    before = {info.name: entry for info, entry in zip(parameters, first, strict=False)}
-    parts = [found for _, found in pool.run_over(parameters, _Sample(names, stride, before))]
+    parts = [found for _, found in pool.run_over(parameters, _Sample(names, stride))]
     samples = dict(zip(names, np.concatenate(parts, axis=1), strict=True))
     return tuple(_bracket(samples[name], ranks.get(name), entries) for name in names)
 
@@ -156,21 +154,29 @@ def _cutoff(rank: int, inside: Sequence[Inside]) -> ExpertCutoff | None:
 class _Sample:
     """Gives the patterns of some of a piece's scores, int32 `[experts, n]`: a run of entries after every stride.
 
-    Strides are counted over all parameters, or small ones would weigh more than they do.
+    Strides are counted over the whole model, or small parameters would weigh more than they do.
     """
 
     names: tuple[str, ...]
     stride: int
-    before: Mapping[str, int]
-    """How many entries lie in the parameters before each."""
 
     def __call__(self, bench: Workbench, piece: Piece, slot: int) -> NDArray[np.int32]:
-        first = piece.start + -(self.before[piece.info.name] + piece.start) % self.stride
+        first = piece.start + -(_entries_before(bench)[piece.info.name] + piece.start) % self.stride
         parts = [np.empty((len(self.names), 0), dtype=np.int32)]
         for start in range(first, piece.stop, self.stride):
             run = Piece(piece.info, start, min(start + _RUN_ENTRIES, piece.stop))
             parts += [patterns.cpu().numpy().copy() for _, patterns in score_tiles(bench, self.names, run)]
         return np.concatenate(parts, axis=1)
+
+
+def _entries_before(bench: Workbench) -> dict[str, int]:
+    """How many entries of the model lie before each parameter."""
+    known: dict[str, int] | None = bench.kept.get(_Sample)
+    if known is None:
+        parameters = bench.plan.parameters
+        first = accumulate((info.entries for info in parameters), initial=0)
+        known = bench.kept[_Sample] = {info.name: entry for info, entry in zip(parameters, first, strict=False)}
+    return known
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,9 @@ class Pool:
         before = set(active_children())
         executor.submit(os.getpid).result()  # forks all of them now, before there are threads
         self._children = set(active_children()) - before
+        # Only workers write results. A killed one may leave half of one: then this end must see that nobody is left to
+        # write the rest, or it would wait for it forever.
+        executor._result_queue._writer.close()  # type: ignore[attr-defined]
         return executor
 
     def _threading(self, workers: int) -> Executor:

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM
 from harness.checkpoints import TensorInfo, plan_shards
 from harness.errors import GraftbenchError
 from harness.merging import Execution, merge_to_folder, merged_parameters, plan_merge
+from harness.merging.execution import Pool, Workbench
+from harness.merging.pieces import Piece
 from methods import Method, Parameter
 from methods.ties import Ties
 from tests.checkpoints.llama import llama
@@ -169,3 +171,23 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     before = found["before"]["own"]
     assert found["after"]["own"] < before + 250_000
     assert found["after"]["workers"] < before + 250_000
+
+
+@dataclass(frozen=True)
+class _Voluminous:
+    """Gives more than a pipe holds, so that a worker is in the middle of it for a while."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, bench: Workbench, piece: Piece, slot: int) -> bytes:
+        return bytes(10**6)
+
+
+def test_leaving_a_pool_does_not_wait_for_half_a_result(models: Models) -> None:
+    experts = {name: models.single[name] for name in ("code", "math")}
+    execution = Execution(threads=2, piece_entries=64)
+    with plan_merge("m", Ties(), models.single["base"], experts, {}, execution=execution) as plan:
+        for _ in range(10):
+            with pytest.raises(ZeroDivisionError), Pool(plan) as pool:
+                for _ in pool.run_over(plan.parameters, _Voluminous(("code",))):
+                    raise ZeroDivisionError
