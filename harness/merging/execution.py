@@ -133,22 +133,18 @@ class Pool:
                 self._free.append(slot)
             return cost
 
-        try:
-            for task, piece in work:
-                cost = self.plan.bytes_of(piece)
-                while waiting and (taken + cost > self.budget or len(waiting) == self._ahead):
-                    yield first()
-                    taken -= release()
-                slot = self._free.popleft() if slots else 0
-                self._reader(task.names).announce(piece)
-                waiting.append((piece, cost, slot, self._executor.submit(_work, task, piece, slot)))
-                taken += cost
-            while waiting:
+        for task, piece in work:
+            cost = self.plan.bytes_of(piece)
+            while waiting and (taken + cost > self.budget or len(waiting) == self._ahead):
                 yield first()
-                release()
-        finally:
-            for *_, future in waiting:
-                future.cancel()
+                taken -= release()
+            slot = self._free.popleft() if slots else 0
+            self._reader(task.names).announce(piece)
+            waiting.append((piece, cost, slot, self._executor.submit(_work, task, piece, slot)))
+            taken += cost
+        while waiting:
+            yield first()
+            release()
 
     def run_over(self, parameters: Sequence[TensorInfo], task: Task) -> Iterator[tuple[Piece, Any]]:
         """One task on every piece of some parameters: the pieces in their order, with what the task returns."""
