@@ -25,14 +25,14 @@ from harness.evaluation.worker import end_shared_engine
 from harness.files import digests_kept_in
 from harness.help import print_overview, print_verb_help
 from harness.method_choice import Invocation, config_folder
-from harness.overrides import CommandLine, check, invocation, read_command_line
+from harness.overrides import CommandLine, check, config_name, invocation, read_command_line
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Verb:
-    """One word of the command line: how its settings are read, and what it does with them."""
+    """What a command line begins with: how its settings are read, and what it does with them."""
 
     read: Callable[[DictConfig, Invocation], Any]
     act: Callable[[Any], Any]
@@ -49,8 +49,10 @@ VERBS: dict[str, Verb] = {
     "tune": Verb(config.tune_settings, verbs.tune),
     "data": Verb(config.data_settings, verbs.data),
 }
+"""By name: one word, or two (`moments export`). Its options are in `conf/`, in the file of that name."""
+
 ACTIONS = {"zoo": config.ZOO_ACTIONS, "data": config.DATA_ACTIONS}
-"""The verbs that a second word follows, and what it may be."""
+"""Second words of verbs whose actions share their options."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Console().print(f"graftbench {__version__}", highlight=False)
         return
     try:
-        _dispatch(arguments[0], arguments[1:])
+        _dispatch(*find_verb(arguments))
     except GraftbenchError as error:
         _fail(str(error))
     except (HydraException, OmegaConfBaseException, OSError) as error:
@@ -74,20 +76,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail("interrupted; what was finished is kept, and the same command goes on from there", status=130)
 
 
+def find_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb, of one word or two, and its options; a second word that is an action becomes the option `action`.
+
+    Raises:
+        GraftbenchError: there is no such verb, or no such second word; the nearest are named.
+    """
+    name, rest = arguments[0], list(arguments[1:])
+    second = rest[0] if rest and "=" not in rest[0] and not rest[0].startswith("-") else None
+    if second is not None and f"{name} {second}" in VERBS:
+        return f"{name} {second}", rest[1:]
+    actions = [*ACTIONS.get(name, ()), *(verb.partition(" ")[2] for verb in VERBS if verb.startswith(f"{name} "))]
+    if second in ACTIONS.get(name, ()):
+        return name, [f"action={second}", *rest[1:]]
+    if second is not None and actions:
+        raise unknown_name(f"action of {name}", second, actions)
+    if name in VERBS:
+        return name, rest
+    if actions:
+        raise GraftbenchError(f"graftbench {name} needs a second word: {', '.join(actions)}")
+    raise unknown_name("verb", name, VERBS)
+
+
 def _dispatch(name: str, arguments: list[str]) -> None:
-    if name not in VERBS:
-        raise unknown_name("verb", name, VERBS)
-    actions = ACTIONS.get(name, ())
-    if arguments and arguments[0] in actions:
-        arguments[0] = f"action={arguments[0]}"
-    elif actions and arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
-        raise unknown_name(f"action of {name}", arguments[0], actions)
     if {"-h", "--help"} & set(arguments):
         print_verb_help(name, [a for a in arguments if a not in ("-h", "--help")])
         return
     line = read_command_line(arguments)
     if not line.inspects:
-        jobs = check(name, line, VERBS[name].read)
+        jobs = check(config_name(name), line, VERBS[name].read)
         if (agree := VERBS[name].agree) is not None:
             agree(jobs)
     _hand_to_hydra(name, line)
@@ -98,7 +115,7 @@ def _hand_to_hydra(name: str, line: CommandLine) -> None:
     failures: list[str] = []
     raised: list[Exception] = []
 
-    @hydra.main(config_path=str(config_folder()), config_name=name, version_base="1.3")
+    @hydra.main(config_path=str(config_folder()), config_name=config_name(name), version_base="1.3")
     def job(cfg: DictConfig) -> Any:
         runtime = HydraConfig.get()
         overrides = list(runtime.overrides.task)

@@ -44,16 +44,22 @@ class MergeOptions:
             raise ValueError(f"memory_gb={self.memory_gb} must be positive")
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """What `graftbench run` needs to know."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What every verb that looks at evaluations needs to know."""
 
-    method: MethodSettings
     zoo: dict[str, Any]
     suite: Suite
     backend: dict[str, Any]
-    tracking: TrackingConfig
     home: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(EvaluationSettings):
+    """What `graftbench run` needs to know."""
+
+    method: MethodSettings
+    tracking: TrackingConfig
     merging: MergeOptions = field(default_factory=MergeOptions)
     engine: str = "fresh"
     keep: bool = False
@@ -81,26 +87,18 @@ class MergeSettings:
             raise ValueError(f"shard_gb={self.shard_gb} must be positive")
 
 
-@dataclass(frozen=True)
-class BoardSettings:
+@dataclass(frozen=True, kw_only=True)
+class BoardSettings(EvaluationSettings):
     """What `graftbench leaderboard` needs to know."""
 
-    zoo: dict[str, Any]
-    suite: Suite
-    backend: dict[str, Any]
-    home: Path
     out: Path | None = None
     records: Path | None = None
 
 
-@dataclass(frozen=True)
-class ZooSettings:
+@dataclass(frozen=True, kw_only=True)
+class ZooSettings(EvaluationSettings):
     """What `graftbench zoo` needs to know."""
 
-    zoo: dict[str, Any]
-    suite: Suite
-    backend: dict[str, Any]
-    home: Path
     action: str = "show"
 
     def __post_init__(self) -> None:
@@ -108,14 +106,10 @@ class ZooSettings:
             raise unknown_name("action of zoo", self.action, ZOO_ACTIONS)
 
 
-@dataclass(frozen=True)
-class GateSettings:
+@dataclass(frozen=True, kw_only=True)
+class GateSettings(EvaluationSettings):
     """What `graftbench gate` needs to know."""
 
-    zoo: dict[str, Any]
-    suite: Suite
-    backend: dict[str, Any]
-    home: Path
     empty: float = Limits.empty
     truncated: float = Limits.truncated
     engine: str = "fresh"
@@ -144,14 +138,10 @@ class DataSettings:
             raise unknown_name("action of data", self.action, DATA_ACTIONS)
 
 
-@dataclass(frozen=True)
-class TuneSettings:
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings(EvaluationSettings):
     """What `graftbench tune` needs to know."""
 
-    zoo: dict[str, Any]
-    suite: Suite
-    backend: dict[str, Any]
-    home: Path
     out: Path
     split: str = "validation"
     merging: MergeOptions = field(default_factory=MergeOptions)

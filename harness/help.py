@@ -12,7 +12,7 @@ from rich.table import Table
 
 from harness.errors import unknown_name
 from harness.method_choice import config_folder, known_methods, register_methods
-from harness.overrides import group_options
+from harness.overrides import config_name, group_options
 from harness.schema import options_of, summary_of
 
 _EXAMPLES = {
@@ -52,7 +52,7 @@ def print_overview(verbs: Sequence[str]) -> None:
     console.print("[bold]graftbench[/]: merge language models, evaluate the merges, rank the methods\n")
     table = Table.grid(padding=(0, 2))
     for verb in verbs:
-        table.add_row(f"  graftbench {verb}", _first_comment(config_folder() / f"{verb}.yaml"))
+        table.add_row(f"  graftbench {verb}", _first_comment(_root(verb)))
     console.print(table)
     console.print(
         "\n'graftbench VERB --help' lists a verb's groups and options; options are written name=value.",
@@ -63,7 +63,7 @@ def print_overview(verbs: Sequence[str]) -> None:
 def print_verb_help(verb: str, arguments: Sequence[str]) -> None:
     """A verb's groups with their choices, its options, and the options of the choices named on the command line."""
     console = Console()
-    path = config_folder() / f"{verb}.yaml"
+    path = _root(verb)
     console.print(f"[bold]graftbench {verb}[/]: {_first_comment(path)}\n", highlight=False)
     console.print("\n".join(f"  {example}" for example in _EXAMPLES[verb]) + "\n", highlight=False, markup=False)
     chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
@@ -83,6 +83,10 @@ def print_verb_help(verb: str, arguments: Sequence[str]) -> None:
                 else:
                     _print_group(console, group, default, sentence, files)
     _print_options(console, f"Options of graftbench {verb}", _commented_options(path))
+
+
+def _root(verb: str) -> Path:
+    return config_folder() / f"{config_name(verb)}.yaml"
 
 
 def _print_group(console: Console, group: str, default: str, sentence: str, files: Sequence[Path]) -> None:

@@ -81,6 +81,11 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     return CommandLine(flags, _with_method_files(overrides))
 
 
+def config_name(verb: str) -> str:
+    """The name of a verb's root configuration: that of `moments export` is `moments_export`."""
+    return verb.replace(" ", "_")
+
+
 def check(verb: str, line: CommandLine, read: Callable[[DictConfig, Invocation], Any]) -> list[Any]:
     """Compose every job of the command and read its settings; returns those of each job.
 

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,6 +15,7 @@ from harness import leaderboard as boards
 from harness.config import (
     BoardSettings,
     DataSettings,
+    EvaluationSettings,
     GateSettings,
     MergeSettings,
     RunSettings,
@@ -193,7 +194,7 @@ def _check_zoo(settings: ZooSettings, models: Zoo) -> None:
     _judge(criteria, f"{models.name}: criteria")
 
 
-def _evaluated(settings: ZooSettings | GateSettings, names: Sequence[str], **options: Any) -> dict[str, Record]:
+def _evaluated(settings: EvaluationSettings, names: Sequence[str], **options: Any) -> dict[str, Record]:
     """The records of models of the zoo as they are, from the store where they are there."""
     records = {}
     for name in names:
@@ -217,12 +218,10 @@ def _judge(criteria: Sequence[Criterion], title: str) -> None:
         raise GraftbenchError(f"{title}: {len(failed)} of {len(criteria)} do not hold:\n  " + "\n  ".join(failed))
 
 
-def _run_settings(
-    settings: TuneSettings | ZooSettings | GateSettings, method: MethodSettings, **changed: Any
-) -> RunSettings:
-    """Settings of one run with the zoo, suite and backend of another verb."""
-    base = RunSettings(method, settings.zoo, settings.suite, settings.backend, TrackingConfig(), settings.home)
-    return replace(base, **changed)
+def _run_settings(settings: EvaluationSettings, method: MethodSettings, **changed: Any) -> RunSettings:
+    """Settings of one run with the zoo, suite, backend and home of another verb."""
+    same = {option.name: getattr(settings, option.name) for option in fields(EvaluationSettings)}
+    return RunSettings(method=method, tracking=TrackingConfig(), **{**same, **changed})
 
 
 def _scores_table(records: list[Record], title: str) -> Table:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import ACTIONS, VERBS
+from harness.cli import VERBS, find_verb
 from harness.leaderboard import build_board, load_records, write_board
-from harness.overrides import check, read_command_line
+from harness.overrides import check, config_name, read_command_line
 
 ROOT = Path(__file__).parent.parent
 BOARD = ROOT / "leaderboards" / "tiny"
@@ -36,12 +36,10 @@ def test_a_documented_command_is_accepted(command: str, tmp_path: Path, monkeypa
     for name in ("MIRROR", "merged"):
         (tmp_path / name).mkdir()
     (tmp_path / "merged" / "config.json").write_text("{}", encoding="utf-8")
-    _, verb, *arguments = shlex.split(command)
+    verb, arguments = find_verb(shlex.split(command)[1:])
     if "--help" in arguments:
         return
-    if verb in ACTIONS:
-        arguments[0] = f"action={arguments[0]}"
-    check(verb, read_command_line(arguments), VERBS[verb].read)
+    check(config_name(verb), read_command_line(arguments), VERBS[verb].read)
 
 
 def test_the_readme_shows_the_committed_board() -> None:

@@ -19,11 +19,11 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.results import Record, Store
 from harness.zoo.tiny.items import CAPABILITIES, Counts, generate_items, write_splits
 from harness.zoo.tiny.tokenizer import build_tokenizer, save_tokenizer
+from tests.checkpoints.llama import llama
 
 KILLS = 10
 METHODS = ("linear", "ties", "dare", "dare_ties")
@@ -75,21 +75,17 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweeps]:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A random base and two experts near it, and a few items of the embedded tasks."""
     folder = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
     tokenizer = build_tokenizer(256)
-    config = LlamaConfig(
+    model = llama(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         max_position_embeddings=256,
+        tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
-        tie_word_embeddings=True,
     )
-    model = LlamaForCausalLM(config)
     for name in ("base", "math", "code"):
         model.save_pretrained(folder / name)
         save_tokenizer(tokenizer, folder / name)

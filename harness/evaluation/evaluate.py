@@ -44,14 +44,17 @@ class Evaluation:
     """One per name in the suite, in its order."""
     answers: pa.Table
     """One row per item of every task; columns in `outcomes.ANSWER_COLUMNS`."""
-    counts: dict[str, dict[str, int]]
-    """By name in the suite, how many answers were empty and how many ran into the limit of new tokens."""
     timings: dict[str, float]
     """Seconds: `load`, and each task by name; by phase they stand with the tasks."""
     circumstances: dict[str, Any]
     """What was found about the model and the machine; see `circumstances.circumstances`."""
     versions: dict[str, str]
     """Of the libraries that took part."""
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """By name in the suite, how many answers were empty and how many ran into the limit of new tokens."""
+        return {task.task: task.counts for task in self.tasks}
 
     def seconds_by_phase(self) -> dict[str, float]:
         """Loading the model, and over all tasks building prompts, answering and scoring."""
@@ -105,11 +108,9 @@ def evaluate(model: str | Path, suite: Suite, engine: Engine) -> Evaluation:
         found = circumstances(lm, isolation() if runs_code else None)
         del lm, tasks
         gc.collect()
-    tasks_of_suite = pooled(plans, outcomes)
     return Evaluation(
-        tasks=tasks_of_suite,
+        tasks=pooled(plans, outcomes),
         answers=pa.concat_tables(tables) if tables else ANSWER_COLUMNS.empty_table(),
-        counts={task.task: task.counts for task in tasks_of_suite},
         timings=timings,
         versions={name: importlib.metadata.version(name) for name in LIBRARIES},
         circumstances=found,

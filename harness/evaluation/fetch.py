@@ -11,7 +11,7 @@ from typing import Any
 from harness.errors import GraftbenchError
 from harness.evaluation.declaration import Declaration
 from harness.evaluation.mirror import data_in, mirror_folder
-from harness.evaluation.plan import TaskPlan, plan_suite
+from harness.evaluation.plan import TaskPlan, plan_suite, validation_split
 from harness.evaluation.suite import Suite
 from harness.files import file_written_atomically
 
@@ -112,9 +112,8 @@ def _validation_splits(suite: Suite, entry: str, declaration: Declaration) -> li
     spec = suite.tasks[entry]
     if spec.held_out or "hash" in spec.validation:
         return []
-    declared = declaration.fields.get("validation_split") if declaration.fields.get("test_split") else None
-    chosen = spec.validation.get("split") or declared
-    return [str(chosen)] if chosen else []
+    chosen = validation_split(spec, declaration)
+    return [chosen] if chosen is not None else []
 
 
 def _is_there(piece: Piece) -> bool:

@@ -234,14 +234,11 @@ def _split(suite: Suite, spec: TaskSpec, declaration: Declaration, data: Mirrore
         if test is None:
             raise GraftbenchError(f"task '{declaration.name}' declares no test_split ({declaration.path})")
         return test
-    if "split" in spec.validation:
-        chosen = str(spec.validation["split"])
-        if chosen == test:
-            raise GraftbenchError(f"task '{declaration.name}' tests on '{test}'; its validation items must be others")
+    chosen = validation_split(spec, declaration)
+    if chosen == test and "split" in spec.validation:
+        raise GraftbenchError(f"task '{declaration.name}' tests on '{test}'; its validation items must be others")
+    if chosen is not None:
         return chosen
-    declared = declaration.fields.get("validation_split")
-    if declared and declaration.fields.get("test_split"):
-        return str(declared)
     if data is not None and "validation" in data.files and test != "validation":
         return "validation"
     raise GraftbenchError(
@@ -250,6 +247,14 @@ def _split(suite: Suite, spec: TaskSpec, declaration: Declaration, data: Mirrore
         + f"; set suite.tasks.{declaration.name}.validation={{hash: 0.2}} to set a part of them aside (scores on the "
         "rest compare with no others), or held_out: true to choose hyper-parameters without it"
     )
+
+
+def validation_split(spec: TaskSpec, declaration: Declaration) -> str | None:
+    """The split that the suite names for choosing hyper-parameters, or else the one that the task declares beside its
+    test split."""
+    declared = declaration.fields.get("validation_split") if declaration.fields.get("test_split") else None
+    chosen = spec.validation.get("split") or declared
+    return str(chosen) if chosen else None
 
 
 def _partition(suite: Suite, spec: TaskSpec, declaration: Declaration) -> Partition | None:

@@ -137,7 +137,6 @@ class _Search:
         self._entries = sum(info.entries for info in parameters)
         self._names = scored_together(plan, ranks)
         self._lower_bits = lower_bits
-        self._guesses = lower_bits == _LOWER_BITS["model"]
 
     @property
     def own_bytes(self) -> int:
@@ -179,7 +178,9 @@ class _Search:
         """How many scores fall into each bucket, and the cutoffs that the same pass can prove from a sample's guess."""
         shape = (len(self._names), _buckets(self._lower_bits))
         totals = torch.zeros(shape, dtype=torch.int64)
-        guessed = guessed_brackets(self._plan, pool, self._ranks, self._parameters) if self._guesses else ()
+        # Within one tensor a guess was tried before, and failed.
+        tried = self._lower_bits == _LOWER_BITS["tensor"]
+        guessed = () if tried else guessed_brackets(self._plan, pool, self._ranks, self._parameters)
         passed = []
         for piece, (counts, inside) in pool.run_over(
             self._parameters, _CountUpper(self._names, self._lower_bits, guessed)

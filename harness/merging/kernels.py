@@ -10,7 +10,7 @@ it does for a method that looks at more than values, such as the parameter's nam
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -108,19 +108,16 @@ class Kernels:
 
 
 @dataclass(frozen=True)
-class _Kernel:
-    """A compiled function of tiles that all have the same number of entries."""
+class _Inputs:
+    """What a kernel is given: tensors of tiles that all have the same number of entries."""
 
     entries: int
-    function: Compiled
     uses_base: bool
     selects: bool
     """Whether it is given cutoffs."""
-    exact: bool = False
-    """Whether its bits were those of plain torch."""
 
-    def inputs(self, parameter: Parameter) -> list[Tensor]:
-        """What the function is given; a shorter tile is filled up with zeros."""
+    def of(self, parameter: Parameter) -> list[Tensor]:
+        """The inputs for a tile; a shorter one is filled up with zeros."""
         tensors = [parameter.experts]
         if self.uses_base:
             tensors.append(parameter.base)
@@ -135,12 +132,22 @@ class _Kernel:
         return tensors
 
 
+@dataclass(frozen=True)
+class _Kernel:
+    """A compiled function, and what it is given."""
+
+    inputs: _Inputs
+    function: Compiled
+    exact: bool
+    """Whether its bits were those of plain torch."""
+
+
 def _applied(kernel: _Kernel | None, parameter: Parameter) -> Tensor | None:
     """What the kernel gives for a tile, if it is as it should be."""
     entries = parameter.experts.shape[-1]
-    if kernel is None or not 0 < entries <= kernel.entries or (kernel.exact and entries < kernel.entries // 4):
+    if kernel is None or not 0 < entries <= (full := kernel.inputs.entries) or (kernel.exact and entries < full // 4):
         return None  # filling up a short tile costs more than plain torch, which gives the same bits
-    result, fine = kernel.function(*kernel.inputs(parameter))
+    result, fine = kernel.function(*kernel.inputs.of(parameter))
     return result[..., :entries] if fine else None
 
 
@@ -153,22 +160,18 @@ def _compiled(
     from torch.fx.experimental.proxy_tensor import make_fx
 
     sample = _sample(plan, names, entries, device, cutoffs=dtype is not None)
-    kernel = _Kernel(entries, _untraced, plan.method.uses_base(), selects=sample.cutoffs is not None)
+    inputs = _Inputs(entries, plan.method.uses_base(), selects=sample.cutoffs is not None)
     plain = _on_tensors(plan, sample, dtype)
     with torch.inference_mode(), config.patch(_OPTIONS):
-        inputs = kernel.inputs(sample)
-        function = compile_graph(make_fx(plain)(*inputs), list(inputs))
+        given = inputs.of(sample)
+        function = compile_graph(make_fx(plain)(*given), list(given))
         exact = True
         for parameter in _samples(plan, sample):
             wanted = _plainly(plan, parameter, dtype)
-            found, fine = function(*kernel.inputs(parameter))
+            found, fine = function(*inputs.of(parameter))
             exact &= torch.equal(_bits(found), _bits(wanted))
             _require(bool(fine) and (exact or (dtype is not None and _agree(found, wanted, parameter))), _DISAGREES)
-    return replace(kernel, function=function, exact=exact)
-
-
-def _untraced(*_: Tensor) -> tuple[Tensor, Tensor]:
-    raise NotImplementedError
+    return _Kernel(inputs, function, exact)
 
 
 def _on_tensors(plan: MergePlan, like: Parameter, dtype: torch.dtype | None) -> Compiled:

@@ -1,10 +1,13 @@
 """The command line refuses what does not exist, with the nearest names, before any work; and helps a newcomer."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from harness import cli
 from harness.cli import main
+from harness.errors import GraftbenchError
 
 MINE = '''
 from dataclasses import dataclass
@@ -165,3 +168,35 @@ def test_help_on_a_method_lists_its_hyper_parameters(capsys: pytest.CaptureFixtu
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--version"])
     assert capsys.readouterr().out.startswith("graftbench 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verb"),
+    [
+        (["zoo", "check", "zoo=tiny"], ("zoo", ["action=check", "zoo=tiny"])),
+        (["zoo", "zoo=tiny"], ("zoo", ["zoo=tiny"])),
+        (["pair", "one", "x=1"], ("pair one", ["x=1"])),
+    ],
+)
+def test_a_second_word_is_an_action_or_a_part_of_the_verb(
+    arguments: list[str], verb: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cli.VERBS, "pair one", cli.VERBS["zoo"])
+    assert cli.find_verb(arguments) == verb
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pair"], "graftbench pair needs a second word: one, two"),
+        (["pair", "three"], "unknown action of pair 'three'"),
+        (["pear", "one"], "unknown verb 'pear'"),
+    ],
+)
+def test_a_wrong_second_word_is_told_the_right_ones(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for verb in ("pair one", "pair two"):
+        monkeypatch.setitem(cli.VERBS, verb, cli.VERBS["zoo"])
+    with pytest.raises(GraftbenchError, match=re.escape(said)):
+        cli.find_verb(arguments)

@@ -12,9 +12,10 @@ import pytest
 import torch
 from lm_eval.api.model import LM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from harness.evaluation import sandbox
+from tests.checkpoints.llama import llama
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
@@ -43,20 +44,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>", "<|system|>"]})
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    model = llama(
         vocab_size=len(words),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         max_position_embeddings=512,
+        tie_word_embeddings=True,
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,
-        tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model.save_pretrained(folder)
     return folder
 
 

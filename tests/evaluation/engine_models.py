@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.evaluation.engines import HFEngine, Weights
+from tests.checkpoints.llama import llama
 
 PROMPTS = (
     "Hello world, this is",
@@ -30,21 +31,22 @@ def random_llama(folder: Path, tokenizer: Path, seed: int, tied: bool, like: Pat
         like: a model near which the weights are drawn, as fine-tuning would; None draws them far from everything.
     """
     fast = PreTrainedTokenizerFast.from_pretrained(tokenizer)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=1024,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-        tie_word_embeddings=tied,
-    )
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(config) if like is None else LlamaForCausalLM.from_pretrained(like)
+    if like is None:
+        model = llama(
+            seed,
+            vocab_size=len(fast),
+            hidden_size=64,
+            intermediate_size=128,
+            num_key_value_heads=1,
+            max_position_embeddings=1024,
+            tie_word_embeddings=tied,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
+        )
+    else:
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM.from_pretrained(like)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.15 if like is None else 0.02))

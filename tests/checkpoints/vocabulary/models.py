@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from harness.checkpoints import Checkpoint
+from tests.checkpoints.llama import llama
 
 SPECIAL = ("<bos>", "<eos>")
 HIDDEN = 8
@@ -46,25 +46,24 @@ def save(
     folder: Path, built: Tokenizer | None, rows: int | None = None, seed: int = 0, *, tied: bool = False
 ) -> Checkpoint:
     """A random Llama with a tokenizer and `rows` embedding rows (as many as tokens, if not given)."""
-    torch.manual_seed(seed)
     if built is not None:
         rows = rows or built.get_vocab_size()
         fast = PreTrainedTokenizerFast(
             tokenizer_object=built, bos_token="<bos>", eos_token="<eos>", chat_template=TEMPLATE
         )
         fast.save_pretrained(folder)
-    config = LlamaConfig(
+    model = llama(
+        seed,
         vocab_size=rows or 0,
         hidden_size=HIDDEN,
         intermediate_size=8,
         num_hidden_layers=1,
-        num_attention_heads=2,
         num_key_value_heads=1,
         bos_token_id=0,
         eos_token_id=1,
         tie_word_embeddings=tied,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model.save_pretrained(folder)
     return Checkpoint(folder)
 
 
