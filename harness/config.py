@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,11 +12,13 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.checkpoints.vocabulary import MODES
 from harness.errors import GraftbenchError, unknown_name
 from harness.evaluation.engines import engine_from_config
+from harness.evaluation.plan import reads_zoo_data
 from harness.evaluation.suite import Suite, suite_from_config
 from harness.merging.plan import KernelChoice
 from harness.method_choice import Invocation, MethodSettings, Unmerged, taken_method
 from harness.schema import build
 from harness.tracking import TrackingConfig
+from harness.zoo.existing import ExistingModel
 from harness.zoo.gate import Limits
 from harness.zoo.models import check_keys
 
@@ -155,6 +157,8 @@ class TuneSettings(EvaluationSettings):
 ENGINE_USES = ("fresh", "shared")
 ZOO_ACTIONS = ("build", "check", "show")
 DATA_ACTIONS = ("fetch",)
+NO_ZOO = {"name": "none", "builder": "none"}
+"""What conf/zoo/none.yaml says."""
 
 
 def check_engine_use(engine: str) -> None:
@@ -173,7 +177,16 @@ def run_settings(config: DictConfig, invocation: Invocation) -> RunSettings:
     for group in ("experiment", "sweep"):
         values.pop(group, None)
     method = taken_method(values, invocation)
-    return _settings(RunSettings, values, method=method, sweep=invocation.sweep)
+    settings: RunSettings = _settings(RunSettings, values, method=method, sweep=invocation.sweep)
+    return replace(settings, zoo=NO_ZOO) if _needs_no_zoo(settings, invocation) else settings
+
+
+def _needs_no_zoo(settings: RunSettings, invocation: Invocation) -> bool:
+    """Whether the zoo is the default alone, and would be built for nothing: a model that exists already needs none."""
+    experiment = invocation.choices.get("experiment", "None")
+    named = experiment not in ("None", "null") or any(name.partition(".")[0] == "zoo" for name in invocation.named)
+    joins = isinstance(settings.method.method, ExistingModel)
+    return joins and not named and "builder" in settings.zoo and not reads_zoo_data(settings.suite)
 
 
 def merge_settings(config: DictConfig, invocation: Invocation) -> MergeSettings:

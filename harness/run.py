@@ -62,7 +62,7 @@ def run(settings: RunSettings) -> Record:
     engine = engine_from_config(settings.backend)
     store = Store(settings.home / "results")
     label = settings.method.label
-    if not isinstance(settings.method.method, Unmerged) and label in models_of(zoo):
+    if not isinstance(settings.method.method, Unmerged) and label in zoo.models:
         raise GraftbenchError(f"label={label} is the name of a model of zoo {zoo.name}; choose another with label=…")
     with opened(settings, zoo) as subject:
         recipe = subject.recipe() if isinstance(subject, MergePlan) else unmerged_recipe(subject, settings.method.name)
@@ -141,7 +141,16 @@ def _alone(model: Unmerged | ExistingModel, zoo: Zoo) -> Zoo:
 
 
 def plan_of(name: str, method: Method, zoo: Zoo, options: MergeOptions) -> MergePlan:
-    """The plan of merging a zoo's experts, with the curvature that the method asks for."""
+    """The plan of merging a zoo's experts, with the curvature that the method asks for.
+
+    Raises:
+        GraftbenchError: the zoo has no models, or they cannot be merged.
+    """
+    if zoo.base is None:
+        raise GraftbenchError(
+            f"zoo={zoo.name} has no models to merge; name a set with zoo=NAME, or your own checkpoints with "
+            "zoo=custom zoo.base=PATH zoo.experts.NAME=PATH"
+        )
     request = MergeRequest(
         name,
         method,
@@ -172,15 +181,9 @@ def model_of(zoo: Zoo, name: str) -> Source:
     Raises:
         GraftbenchError: the zoo has no model of that name.
     """
-    models = models_of(zoo)
-    if name not in models:
-        raise unknown_name(f"model of zoo {zoo.name}", name, models)
-    return models[name]
-
-
-def models_of(zoo: Zoo) -> dict[str, Source]:
-    """Every model of the zoo by name."""
-    return {"base": zoo.base, **zoo.experts, **zoo.references}
+    if name not in zoo.models:
+        raise unknown_name(f"model of zoo {zoo.name}", name, zoo.models)
+    return zoo.models[name]
 
 
 def unmerged_recipe(checkpoint: Checkpoint, method: str = "none") -> dict[str, Any]:

@@ -235,7 +235,8 @@ def _scores_table(records: list[Record], title: str) -> Table:
 
 def _models_table(models: Zoo) -> Table:
     table = Table("model", "role", "where", "second moments", title=models.name)
-    table.add_row("base", "base", str(models.base), "")
+    if models.base is not None:
+        table.add_row("base", "base", str(models.base), "")
     for name, source in models.experts.items():
         table.add_row(name, "expert", str(source), "yes" if models.second_moments.get(name) else "no")
     for name, source in models.references.items():

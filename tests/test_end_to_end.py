@@ -273,6 +273,28 @@ def test_a_merge_that_was_kept_joins_the_board_with_the_scores_that_it_had(home:
     assert "| a copy |" in (tmp_path / "board" / "README.md").read_text()
 
 
+def test_a_model_that_exists_already_joins_without_a_set_being_built(home: Path, tmp_path: Path) -> None:
+    """Two of them share a board, which is none of the set's; named again with the set, the row moves to its board."""
+    zoo = next((home / "zoo").glob("tiny-*"))
+    alone, data = tmp_path / "alone", [f"suite.data_root={zoo / 'data'}", "suite.limit=6"]
+    expert = zoo / "experts" / "math"
+    graftbench(alone, "run", "-m", f"model={zoo / 'references' / 'multitask'},{expert}", *data)
+    assert not (alone / "zoo").exists()
+    assert {record.zoo["name"] for record in records(alone).values()} == {"none"}
+    graftbench(alone, "leaderboard", "zoo=none", *data, f"out={tmp_path / 'board'}")
+    board = (tmp_path / "board" / "README.md").read_text()
+    assert "| multitask |" in board and "| math |" in board
+
+    (alone / "zoo").symlink_to(home / "zoo")
+    with pytest.raises(SystemExit):
+        graftbench(alone, "leaderboard", *MINIATURE, *data)
+    graftbench(alone, "run", f"model={expert}", "label=a copy", *MINIATURE, *data)
+    assert {label: record.zoo["name"] for label, record in records(alone).items()} == {
+        "multitask": "none",
+        "a copy": "tiny",
+    }
+
+
 def test_the_gate_says_what_is_off_and_exits_with_one(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After a step of training, no expert beats its base, and nobody scores what is stated."""
     with pytest.raises(SystemExit) as stopped:

@@ -17,6 +17,8 @@ from harness.errors import GraftbenchError
 from harness.evaluation.declaration import Declaration
 
 READERS = {".jsonl": "json", ".parquet": "parquet"}
+ZOO_DATA = "graftbench/"
+"""How the ids of data sets begin that come with a built model set, and are on no hub."""
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 
 

@@ -13,7 +13,7 @@ import yaml
 from harness.errors import GraftbenchError
 from harness.evaluation.declaration import Declaration, find_declaration
 from harness.evaluation.groups import leaf_tasks
-from harness.evaluation.mirror import MirroredData, mirror_folder, mirrored_data
+from harness.evaluation.mirror import ZOO_DATA, MirroredData, mirror_folder, mirrored_data
 from harness.evaluation.partition import Partition
 from harness.evaluation.suite import Suite, TaskSpec
 
@@ -114,6 +114,19 @@ class TaskPlan:
         else:
             items.to_parquet(str(path))
         return str(path)
+
+
+def reads_zoo_data(suite: Suite) -> bool:
+    """Whether a task reads data that come with a model set, and the suite does not say where else they are.
+
+    Raises:
+        GraftbenchError: there is no such task, or its declaration cannot be read.
+    """
+    if suite.data_root is not None:
+        return False
+    leaves = [leaf for entry in suite.asked() for leaf in leaf_tasks(entry, suite.include_path)]
+    declared = (find_declaration(leaf, suite.include_path).fields.get("dataset_path") for leaf in leaves)
+    return any(str(data_set).startswith(ZOO_DATA) for data_set in declared)
 
 
 def plan_suite(suite: Suite) -> tuple[list[TaskPlan], list[str]]:

@@ -25,7 +25,8 @@ class Zoo:
     """A resolved model set. Experts and references keep the order of the configuration."""
 
     name: str
-    base: Source
+    base: Source | None
+    """What the experts were fine-tuned from; None only for `zoo=none`."""
     experts: Mapping[str, Source] = field(default_factory=dict)
     references: Mapping[str, Source] = field(default_factory=dict)
     """Models that get a row of their own but are never merged."""
@@ -47,10 +48,16 @@ class Zoo:
     def digest(self) -> str:
         """Digest of all its models' weights, by name: rows of one board come from one digest."""
         digests = {}
-        for name, source in {"base": self.base, **self.experts, **self.references}.items():
+        for name, source in self.models.items():
             with open_checkpoint(source) as checkpoint:
                 digests[name] = checkpoint.weights_digest
         return text_digest(canonical_json(digests))
+
+    @property
+    def models(self) -> Mapping[str, Source]:
+        """Every model of the set by name."""
+        base = {} if self.base is None else {"base": self.base}
+        return {**base, **self.experts, **self.references}
 
     def curvature_files(self, kind: CurvatureKind | None) -> Mapping[str, Path | None]:
         """Each expert's file of that kind of curvature, or None where it has none."""
@@ -114,7 +121,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
     for key in NAMED_KEYS:
         if config.get(key):
             raise GraftbenchError(
-                f"zoo.{key} cannot be given for zoo={config.get('name')}, which builds its own models; "
+                f"zoo.{key} cannot be given for zoo={config.get('name')}, which {_OWN_MODELS[builder]}; "
                 "name all of them with zoo=custom zoo.base=PATH zoo.experts.NAME=PATH"
             )
 
@@ -140,6 +147,11 @@ def _tiny(config: Mapping[str, Any], home: Path, may_build: bool) -> Zoo:
         data_root=folders.data,
         description=str(config.get("description") or ""),
     )
+
+
+def _none(config: Mapping[str, Any], home: Path, may_build: bool) -> Zoo:
+    """No models, so nothing to build or to look for."""
+    return Zoo(name=str(config["name"]), base=None, description=str(config.get("description") or ""))
 
 
 def _gguf(config: Mapping[str, Any], home: Path, may_build: bool) -> Zoo:
@@ -295,5 +307,7 @@ def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-BUILDERS: dict[str, Callable[[Mapping[str, Any], Path, bool], Zoo]] = {"tiny": _tiny, "gguf": _gguf}
-"""What makes a set that does not exist yet, by the name that ``zoo.builder`` gives."""
+BUILDERS: dict[str, Callable[[Mapping[str, Any], Path, bool], Zoo]] = {"tiny": _tiny, "gguf": _gguf, "none": _none}
+"""What makes a set that is not one of named checkpoints, by the name that ``zoo.builder`` gives."""
+
+_OWN_MODELS = {"tiny": "builds its own models", "gguf": "builds its own models", "none": "has no models"}

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from harness.config import run_settings
 from harness.errors import GraftbenchError
+from harness.overrides import check, read_command_line
 from harness.zoo.existing import existing_model
 
 
@@ -83,3 +85,28 @@ def test_what_is_no_checkpoint_is_refused(model: Path, given: str, message: str)
 def test_a_list_is_no_single_model() -> None:
     with pytest.raises(GraftbenchError, match="-m model=A,B evaluates several"):
         existing_model(["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "zoo"),
+    [
+        (("suite=stock",), "none"),
+        (("suite=stock", "zoo=tiny"), "tiny"),
+        (("suite=stock", "zoo=smollm2_gguf"), "smollm2_gguf"),
+        (("suite=stock", "zoo.build.seed=1"), "tiny"),
+        (("suite=tiny",), "tiny"),
+        (("suite=tiny", "suite.data_root=."), "none"),
+        (("suite=custom", "suite.tasks={arc_easy:{},tiny_math:{}}"), "tiny"),
+        (("suite=custom", "suite.tasks={arc_easy:{}}"), "none"),
+        (("suite=stock", "experiment=tiny"), "tiny"),
+    ],
+)
+def test_a_set_is_built_for_it_only_if_somebody_needs_one(model: Path, arguments: tuple[str, ...], zoo: str) -> None:
+    """Named by the user or an experiment, or read from by the suite."""
+    (settings,) = check("run", read_command_line([f"model={model}", *arguments]), run_settings)
+    assert settings.zoo["name"] == zoo
+
+
+def test_a_merge_always_has_a_set() -> None:
+    (settings,) = check("run", read_command_line(["method=ties", "suite=stock"]), run_settings)
+    assert settings.zoo["name"] == "tiny"
