@@ -3,28 +3,16 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from harness.errors import GraftbenchError
 from harness.files import canonical_json
-from harness.leaderboard.statistics import FloatArray
+from harness.leaderboard.statistics import Design, IntArray, TaskItems, design_of
 from harness.results import Record, TaskOutcome, to_json
 
 Value = TypeVar("Value", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class TaskOutcomes:
-    """One task's outcomes over all records."""
-
-    task: str
-    capability: str
-    chance: float
-    outcomes: FloatArray
-    """Shape (items, records): items sorted by id, records in the order given; in 0..1."""
 
 
 def unique_records(records: Sequence[Record]) -> list[Record]:
@@ -66,10 +54,45 @@ def check_comparable(records: Sequence[Record]) -> None:
                 f"records that differ in their {what} are never ranked together: "
                 f"{_names(records, deviating)} has {_difference(values[deviating[0]], usual)}; {advice}"
             )
+    _check_models(records)
 
 
-def align_outcomes(records: Sequence[Record]) -> list[TaskOutcomes]:
-    """Outcomes of all records on the same items, tasks in the suite's order.
+def _check_models(records: Sequence[Record]) -> None:
+    """One version of the models; or one for each training seed of the same set, all of which are stated."""
+    for record in records:
+        if record.zoo.get("digest") is None:
+            raise GraftbenchError(f"{_name(record)} has no zoo digest, so it cannot be ranked; evaluate it again")
+    digests = [str(record.zoo["digest"]) for record in records]
+    seeds = [record.zoo.get("training_seed") for record in records]
+    usual, deviating = _deviating(digests)
+    if not deviating and len(set(seeds) - {None}) <= 1:
+        return
+    advice = "choose one zoo, or merge and evaluate all of them with this version of it"
+    names, others = _deviating([str(record.zoo.get("name")) for record in records])
+    if None in seeds or others:
+        found = f"zoo digest {_difference(digests[deviating[0]], usual)}" if deviating else "the same zoo digest"
+        missing = [i for i, seed in enumerate(seeds) if seed is None]
+        why = (
+            f"{_names(records, missing)} states no training seed"
+            if missing
+            else f"{_names(records, others)} is of zoo {records[others[0]].zoo.get('name')}, not {names}"
+        )
+        raise GraftbenchError(
+            "records that differ in their zoo digest are ranked together only as training seeds of one zoo: "
+            f"{_names(records, deviating or missing)} has {found}, and {why}; {advice}"
+        )
+    for own, other, what in ((digests, seeds, "training seeds"), (seeds, digests, "zoo digests")):
+        for value in sorted(set(own), key=str):
+            several = sorted({str(o) for v, o in zip(own, other, strict=True) if v == value})
+            if len(several) > 1:
+                of = f"zoo digest {str(value)[:16]}" if what == "training seeds" else f"training seed {value}"
+                raise GraftbenchError(
+                    f"records of one {of} have different {what} ({', '.join(each[:16] for each in several)}); {advice}"
+                )
+
+
+def align_outcomes(records: Sequence[Record]) -> tuple[list[TaskItems], Design]:
+    """Outcomes of all records on the same items, tasks in the suite's order, and which items are drawn together.
 
     Raises:
         GraftbenchError: a record lacks tasks or items that the others have, has ones that they lack, or
@@ -82,11 +105,41 @@ def align_outcomes(records: Sequence[Record]) -> list[TaskOutcomes]:
         raise GraftbenchError(
             f"{_names(records, deviating)} has the tasks {own} instead of {usual}; evaluate it on the whole suite"
         )
-    return [_align([by_name[task.task] for by_name in tasks], records) for task in records[0].tasks]
+    aligned = {name: [by_name[name] for by_name in tasks] for name in [task.task for task in records[0].tasks]}
+    items = {name: _same_items(of_task, records) for name, of_task in aligned.items()}
+    clusters = cluster_of_items(records)
+    design, numbers = design_of(
+        {name: [(clusters.get(item, item), _subject(item, name)) for item in items[name]] for name in items}
+    )
+    return [_align(of_task, items[name], numbers[name]) for name, of_task in aligned.items()], design
 
 
-def _align(tasks: Sequence[TaskOutcome], records: Sequence[Record]) -> TaskOutcomes:
-    """One task's outcomes, of all records."""
+def cluster_of_items(records: Sequence[Record]) -> dict[str, str]:
+    """The cluster of every item of which a record states one.
+
+    Raises:
+        GraftbenchError: two records put an item into different clusters.
+    """
+    clusters: dict[str, str] = {}
+    for record in records:
+        for task in record.tasks:
+            for item, cluster in zip(task.item_ids, task.clusters, strict=False):
+                if clusters.setdefault(item, cluster) != cluster:
+                    raise GraftbenchError(
+                        f"{_name(record)} puts the item '{item}' into the cluster '{cluster}', another record into "
+                        f"'{clusters[item]}'; evaluate all of them with one version of the suite"
+                    )
+    return clusters
+
+
+def _subject(item: str, task: str) -> str:
+    """The task that lm-eval asked, with which an item's id begins: of a group such as MMLU, the subject."""
+    asked, colon, _ = item.partition(":")
+    return asked if colon else task
+
+
+def _same_items(tasks: Sequence[TaskOutcome], records: Sequence[Record]) -> list[str]:
+    """One task's items, which all records must share, sorted."""
     name = tasks[0].task
     usual, deviating = _deviating([f"{t.capability}, {t.metric}, chance {t.chance:g}" for t in tasks])
     if deviating:
@@ -104,10 +157,14 @@ def _align(tasks: Sequence[TaskOutcome], records: Sequence[Record]) -> TaskOutco
         raise GraftbenchError(
             f"{_names(records, deviating)} {' and '.join(parts)} in the task '{name}'; evaluate it on the same items"
         )
-    order = sorted(usual_items)
+    return sorted(usual_items)
+
+
+def _align(tasks: Sequence[TaskOutcome], items: Sequence[str], clusters: IntArray) -> TaskItems:
+    """One task's outcomes, of all records."""
     columns = [dict(zip(task.item_ids, task.outcomes, strict=True)) for task in tasks]
-    outcomes = np.array([[column[item] for column in columns] for item in order], dtype=np.float64)
-    return TaskOutcomes(name, tasks[0].capability, tasks[0].chance, outcomes)
+    outcomes = np.array([[column[item] for column in columns] for item in items], dtype=np.float64)
+    return TaskItems(tasks[0].task, tasks[0].capability, tasks[0].chance, outcomes, clusters)
 
 
 def _digest_of(field: str) -> Callable[[Record], str | None]:
@@ -124,11 +181,6 @@ _CONDITIONS: tuple[tuple[str, Callable[[Record], str | None], str], ...] = (
         "suite digest",
         _digest_of("suite"),
         "choose one suite, or evaluate all of them with this version of it",
-    ),
-    (
-        "zoo digest",
-        _digest_of("zoo"),
-        "choose one zoo, or merge and evaluate all of them with this version of it",
     ),
     (
         "engine",

@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 from harness.errors import GraftbenchError
 from harness.schema import build
 
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
-"""Version 1 has no `circumstances`, and of a task neither `prompts`, `counts` nor `timings`; they are read as empty."""
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
+"""Version 1 has no `circumstances`, and of a task neither `prompts`, `counts` nor `timings`; versions 1 and 2 have no
+`costs`, and of a task no `clusters`. They are read as empty, which is to say unknown."""
 
 Role = Literal["base", "expert", "reference", "method", "control"]
 
@@ -41,12 +42,19 @@ class TaskOutcome:
     """Of the generated answers, how many were `empty` and how many `truncated` (ran into the limit of new tokens)."""
     timings: dict[str, float] = field(default_factory=dict, compare=False)
     """Seconds: `prepare` (building prompts), `answer` (the model at work), `score`."""
+    clusters: tuple[str, ...] = ()
+    """The cluster of each item, where items share a passage or are one problem in two tasks; empty where every item
+    stands alone. Tasks may have clusters in common."""
 
     def __post_init__(self) -> None:
         lengths = {len(self.item_ids), len(self.outcomes), *map(len, self.other_metrics.values())}
         if len(lengths) != 1:
             raise GraftbenchError(
                 f"task '{self.task}': {len(self.item_ids)} item ids, but {len(self.outcomes)} outcomes"
+            )
+        if self.clusters and len(self.clusters) != len(self.item_ids):
+            raise GraftbenchError(
+                f"task '{self.task}': {len(self.item_ids)} item ids, but {len(self.clusters)} clusters"
             )
         if not self.outcomes:
             raise GraftbenchError(f"task '{self.task}' has no items")
@@ -75,7 +83,8 @@ class Record:
     recipe: dict[str, Any]
     """The method, its hyper-parameters and its inputs."""
     selection: dict[str, Any]
-    """How the hyper-parameters were chosen: `how` (default, tuned, given), `trials`, `split`."""
+    """How the hyper-parameters were chosen: `how` (default, published, tuned, given, unknown), `source` of what was
+    published, and of what was tuned `trials`, `split` and `seconds`."""
     zoo: dict[str, Any]
     suite: dict[str, Any]
     engine: dict[str, Any]
@@ -89,6 +98,9 @@ class Record:
     circumstances: dict[str, Any] = field(default_factory=dict)
     """What the evaluation found where it ran, and could not know beforehand: the model's number format and longest
     context, the chat template's digest, the machine, how far model-written code was shut in."""
+    costs: dict[str, Any] = field(default_factory=dict)
+    """What the merge took besides time: `peak_memory_bytes`, `extra_bytes_per_expert` (files that an expert must come
+    with besides its weights) and `data_needed` (none, second moments, labelled examples). No part of the key."""
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):

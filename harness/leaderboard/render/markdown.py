@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from harness.files import canonical_json
 from harness.leaderboard.board import GROUPS, Board, Row
 from harness.leaderboard.render.cells import GROUP_TITLES, LEFT_ALIGNED, TIED, cells, number
-from harness.leaderboard.statistics import DRAWS, FEWEST_DIFFERING_ITEMS
 
 
 def to_markdown(board: Board) -> str:
@@ -80,14 +79,12 @@ _LEGEND = (
     "- **Scores** are points, 0 to 100. A capability's score is the mean of its tasks; ± is half the "
     "width of its 95 % interval. **Average** is the mean over capabilities, with its 95 % interval in "
     "brackets. The intervals say how much other items of the same kind could have changed the score.",
-    "- **To the best** is the row's average minus that of the best method, with a 95 % interval from "
-    f"{DRAWS:,} paired bootstrap draws over the items, the same items for both rows. It is narrower than "
-    "the intervals of two averages suggest, since both models met the same easy and the same hard "
-    "items.",
-    f"- **{TIED}** marks rows that are *not distinguishable from the best*: the interval of the "
-    f"difference contains 0, or fewer than {FEWEST_DIFFERING_ITEMS} items differ. Their order is not to "
-    "be relied upon. The marks are not corrected for the number of rows, and they know nothing of other "
-    "training seeds.",
+    "- **To the best** is the row's average minus that of the best method, with its 95 % interval, on the same items "
+    "for both rows. It is narrower than the intervals of two averages suggest, since both models met the same easy and "
+    "the same hard items.",
+    f"- **{TIED}** marks rows that are *not distinguishable from the best*: the p-value of a paired permutation test, "
+    "corrected by Holm for the number of ranked methods, is above 0.05. Their order is not to be relied upon. With one "
+    "training seed the marks know nothing of others.",
     "- **Rank** is among methods only. Controls are methods with one ingredient spoilt on purpose: a "
     "control that cannot be told from its method shows no benefit of that ingredient here.",
     "- **Retention** is the share of each capability's own expert's score, above chance, that the model "

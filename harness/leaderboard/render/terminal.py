@@ -52,7 +52,7 @@ def _table(board: Board, half_widths: bool, left_out: Collection[str]) -> Table:
 
 
 def _legend(board: Board, left_out: Collection[str]) -> list[str]:
-    lines = [f"± and [ ]: 95 % intervals. {TIED}: not distinguishable from the best (paired bootstrap)."]
+    lines = [f"± and [ ]: 95 % intervals. {TIED}: not distinguishable from the best (paired test)."]
     if board.smallest_detectable_difference is not None:
         difference = number(board.smallest_detectable_difference)
         lines.append(f"Differences to the best below about {difference} points are likely to go unnoticed here.")

@@ -1,0 +1,68 @@
+"""Formulas on arrays of item outcomes, each with its source; nothing about records or rows."""
+
+from harness.leaderboard.statistics.bootstrap import DRAWS, SEED, bootstrap_means, rank_intervals
+from harness.leaderboard.statistics.design import (
+    Design,
+    IntArray,
+    Stratum,
+    TaskItems,
+    contributions,
+    correlations,
+    design_of,
+    standard_errors,
+)
+from harness.leaderboard.statistics.intervals import (
+    CONFIDENCE,
+    POWER,
+    ROUNDING,
+    SIGNIFICANCE,
+    Estimate,
+    FloatArray,
+    Interval,
+    fieller_interval,
+    geometric_mean,
+    mean_interval,
+    normal_interval,
+    percentile_interval,
+    retention,
+    smallest_detectable_difference,
+    weighted_mean_interval,
+    wilson_interval,
+)
+from harness.leaderboard.statistics.permutation import FLIPS, holm, sign_flip_p_values
+from harness.leaderboard.statistics.replicates import mean_of_replicates
+
+__all__ = [
+    "CONFIDENCE",
+    "DRAWS",
+    "FLIPS",
+    "POWER",
+    "ROUNDING",
+    "SEED",
+    "SIGNIFICANCE",
+    "Design",
+    "Estimate",
+    "FloatArray",
+    "IntArray",
+    "Interval",
+    "Stratum",
+    "TaskItems",
+    "bootstrap_means",
+    "contributions",
+    "correlations",
+    "design_of",
+    "fieller_interval",
+    "geometric_mean",
+    "holm",
+    "mean_interval",
+    "mean_of_replicates",
+    "normal_interval",
+    "percentile_interval",
+    "rank_intervals",
+    "retention",
+    "sign_flip_p_values",
+    "smallest_detectable_difference",
+    "standard_errors",
+    "weighted_mean_interval",
+    "wilson_interval",
+]

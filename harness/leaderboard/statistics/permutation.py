@@ -1,0 +1,130 @@
+"""Paired tests by flipping signs, and their correction for how many there are."""
+
+from collections.abc import Sequence
+from math import ceil
+
+import numpy as np
+from scipy.special import gammaln
+
+from harness.leaderboard.statistics.intervals import FloatArray
+
+FLIPS = 100_000
+"""Draws of the permutation test; where there are no more ways to flip than that, all of them are counted."""
+SEED = 0
+
+_TIED = 1e-9
+"""Sums that differ by less, relative to the largest that is possible, are the same number summed in another order."""
+_DISTINCT = 64
+"""Up to so many different sizes of a difference, sums are drawn as counts of coins; beyond, sign by sign."""
+_BITS_AT_ONCE = 8_000_000
+
+
+def sign_flip_p_values(differences: FloatArray, draws: int = FLIPS, seed: int = SEED) -> FloatArray:
+    """Two-sided p-values of paired differences, one a column: how often a sum of flipped signs is as far from 0.
+
+    Under the null hypothesis the two models of a pair are exchangeable on every cluster of items, so that any pattern
+    of signs was as likely as the one seen. A cluster's items are flipped together, since it is one entry here.
+
+    Differences of equal size are interchangeable: of k of them a Binomial(k, 1/2) number keeps its sign. So the
+    distribution of the sum is computed exactly where few sums are possible (for one task of right and wrong answers
+    it is the exact McNemar test), and drawn as counts of coins otherwise. A drawn p-value counts the pattern seen
+    among the draws, which keeps it valid. A column without any difference has p = 1.
+
+    Args:
+        differences: shape (clusters, pairs), what each cluster adds to the difference between two averages.
+
+    Source: Fisher 1935, The Design of Experiments, section 21; for language tasks Dror et al. 2018, ACL, 1383-1392;
+    the count of the pattern seen: Phipson and Smyth 2010, Statistical Applications in Genetics 9, article 39.
+    """
+    p_values = np.ones(differences.shape[1])
+    sign_by_sign = []
+    for pair in range(differences.shape[1]):
+        sizes, counts, total = _sizes(differences[:, pair])
+        if not len(sizes):
+            continue
+        if np.prod(counts + 1.0) <= draws:
+            p_values[pair] = _exact(sizes, counts, total)
+        elif len(sizes) <= _DISTINCT:
+            p_values[pair] = _by_coins(sizes, counts, total, draws, seed)
+        else:
+            sign_by_sign.append(pair)
+    if sign_by_sign:
+        p_values[sign_by_sign] = _by_signs(differences[:, sign_by_sign], draws, seed)
+    return p_values
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's corrected p-values of one family of tests, in the same order: rejecting those of at most α makes any
+    false rejection as rare as α.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6:65-70.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for place, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def _sizes(differences: FloatArray) -> tuple[FloatArray, FloatArray, float]:
+    """The different sizes among differences that are not zero, relative to the largest, how often each occurs, and
+    the size of the sum."""
+    largest = float(np.abs(differences).max(initial=0.0))
+    if largest <= 1e-12:
+        return np.empty(0), np.empty(0), 0.0
+    relative = np.round(differences / largest, 10)
+    relative = relative[relative != 0]
+    sizes, counts = np.unique(np.abs(relative), return_counts=True)
+    return sizes, counts.astype(np.float64), abs(float(relative.sum()))
+
+
+def _exact(sizes: FloatArray, counts: FloatArray, total: float) -> float:
+    """Over all sums that are possible, with their probabilities."""
+    sums, logs = np.zeros(1), np.zeros(1)
+    for size, count in zip(sizes, counts, strict=True):
+        kept = np.arange(count + 1)
+        probability = gammaln(count + 1) - gammaln(kept + 1) - gammaln(count - kept + 1) - count * np.log(2.0)
+        sums = (sums[:, None] + size * (2 * kept - count)).ravel()
+        logs = (logs[:, None] + probability).ravel()
+    return min(1.0, float(np.exp(logs[_as_far(sums, sizes, counts, total)]).sum()))
+
+
+def _by_coins(sizes: FloatArray, counts: FloatArray, total: float, draws: int, seed: int) -> float:
+    generator = np.random.default_rng(seed)
+    sums = np.zeros(draws)
+    for size, count in zip(sizes, counts.astype(int), strict=True):
+        sums += size * (2.0 * _heads(generator, count, draws) - count)
+    return (1 + int(_as_far(sums, sizes, counts, total).sum())) / (1 + draws)
+
+
+def _heads(generator: np.random.Generator, coins: int, draws: int) -> FloatArray:
+    """Binomial(coins, 1/2) numbers, shape (draws,): the ones among so many random bits."""
+    total = np.zeros(draws)
+    for _ in range(coins // 64):
+        total += np.bitwise_count(generator.integers(0, 2**64, size=draws, dtype=np.uint64))
+    if left := coins % 64:
+        total += np.bitwise_count(generator.integers(0, 2**left, size=draws, dtype=np.uint64))
+    return total
+
+
+def _by_signs(differences: FloatArray, draws: int, seed: int) -> FloatArray:
+    """The same signs for all pairs, a few million at a time."""
+    generator = np.random.default_rng(seed)
+    clusters, pairs = differences.shape
+    largest = np.abs(differences).sum(axis=0)
+    total = np.abs(differences.sum(axis=0)) - 1e-6 * largest  # signs are multiplied in single precision
+    narrow = differences.astype(np.float32)
+    at_once = max(1, _BITS_AT_ONCE // clusters)
+    as_far = np.zeros(pairs)
+    for start in range(0, draws, at_once):
+        size = min(at_once, draws - start)
+        bits = np.unpackbits(np.frombuffer(generator.bytes(ceil(size * clusters / 8)), np.uint8))[: size * clusters]
+        signs = bits.reshape(size, clusters).astype(np.float32) * 2 - 1
+        as_far += (np.abs(signs @ narrow) >= total).sum(axis=0)
+    return np.asarray((1 + as_far) / (1 + draws))
+
+
+def _as_far(sums: FloatArray, sizes: FloatArray, counts: FloatArray, total: float) -> np.ndarray:
+    return np.asarray(np.abs(sums) >= total - _TIED * float(sizes @ counts))
