@@ -27,6 +27,7 @@ from torch import Tensor
 
 from harness.checkpoints import TensorInfo
 from harness.errors import GraftbenchError
+from harness.merging.allocator import keep_freed_memory
 from harness.merging.pieces import Piece, cut, entries_at_once
 from harness.merging.plan import MergePlan
 from harness.merging.reading import Reader
@@ -186,6 +187,7 @@ _local = threading.local()
 def _begin_process(plan: MergePlan, numbers: Any, slots: Sequence[Tensor], own: Sequence[Tensor], parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is for the process that merges, which ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    keep_freed_memory()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with numbers.get_lock():
         number = numbers.value
