@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.logging import RichHandler
 
-from harness import __version__, config, verbs
+from harness import __version__, config, moments_verbs, verbs
 from harness.errors import GraftbenchError, unknown_name
 from harness.evaluation.worker import end_shared_engine
 from harness.files import digests_kept_in
@@ -48,6 +48,7 @@ VERBS: dict[str, Verb] = {
     "gate": Verb(config.gate_settings, verbs.gate),
     "tune": Verb(config.tune_settings, verbs.tune),
     "data": Verb(config.data_settings, verbs.data),
+    "moments export": Verb(config.export_settings, moments_verbs.export),
 }
 """By name: one word, or two (`moments export`). Its options are in `conf/`, in the file of that name."""
 

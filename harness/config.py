@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.checkpoints.vocabulary import MODES
+from harness.curvature.export import AUTO, FORMATS
 from harness.errors import GraftbenchError, unknown_name
 from harness.evaluation.engines import engine_from_config
 from harness.evaluation.plan import reads_zoo_data
@@ -154,6 +155,23 @@ class TuneSettings(EvaluationSettings):
         check_engine_use(self.engine)
 
 
+@dataclass(frozen=True)
+class ExportSettings:
+    """What `graftbench moments export` needs to know."""
+
+    source: Path
+    out: Path
+    home: Path
+    model: str | None = None
+    base: str | None = None
+    format: str = AUTO
+    frozen: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.format not in (AUTO, *FORMATS):
+            raise unknown_name("format", self.format, (AUTO, *FORMATS))
+
+
 ENGINE_USES = ("fresh", "shared")
 ZOO_ACTIONS = ("build", "check", "show")
 DATA_ACTIONS = ("fetch",)
@@ -236,6 +254,11 @@ def data_settings(config: DictConfig, _: Invocation) -> DataSettings:
 def tune_settings(config: DictConfig, _: Invocation) -> TuneSettings:
     """Settings of `graftbench tune`."""
     return _settings(TuneSettings, _plain(config))
+
+
+def export_settings(config: DictConfig, _: Invocation) -> ExportSettings:
+    """Settings of `graftbench moments export`."""
+    return _settings(ExportSettings, _plain(config))
 
 
 def _settings(cls: Any, values: Mapping[str, Any], **built: Any) -> Any:

@@ -40,6 +40,11 @@ _EXAMPLES = {
         "graftbench gate zoo.base=PATH zoo.experts.math=PATH zoo.stated.math.gsm8k=71.2 zoo=custom suite=stock",
     ),
     "tune": ("graftbench tune zoo=tiny suite=tiny",),
+    "moments export": (
+        "graftbench moments export source=checkpoint-500 out=DIR",
+        "graftbench moments export source=global_step500 model=DIR base=PATH out=FILE.safetensors",
+        "graftbench moments export source=optimizer.pt model=DIR 'frozen=[model.embed_tokens.*]' out=DIR",
+    ),
     "data": ("graftbench data fetch suite=core to=DIR", "graftbench data fetch suite=smoke to=DIR"),
 }
 _GROUP_LINE = re.compile(r"\s*- (?:optional )?(\w+): (\w+)\s*#\s*(.+)")

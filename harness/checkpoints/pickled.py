@@ -13,6 +13,7 @@ import threading
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from harness.checkpoints.ranges import FileRanges, StoredTensor
 from harness.errors import GraftbenchError
 
+_SAVE_WEIGHTS = "where you trust the file, load the model and save it as safetensors with save_pretrained"
 _ZIP_START = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<26xHH")
 """The lengths of name and extra field, which end a zip record's header (PKWARE APPNOTE 4.3.7)."""
@@ -125,10 +127,24 @@ class PickledFile:
         return offsets
 
 
-def _state(path: Path, map_location: str) -> dict[str, Tensor]:
-    """What the file holds: on `meta`, or mapped."""
+def load_without_code(
+    path: Path, map_location: str, stand_ins: Mapping[str, type] = MappingProxyType({}), advice: str = _SAVE_WEIGHTS
+) -> Any:
+    """What a PyTorch file holds, its tensors mapped rather than read, and nothing of it run.
+
+    Args:
+        path: a file that `torch.save` wrote.
+        map_location: where tensors shall be: `meta`, or `cpu` for a mapping of the file.
+        stand_ins: what to put in the place of classes that plain data does not need, by the class's full name.
+        advice: what to do about a file that holds more than plain data.
+
+    Raises:
+        GraftbenchError: the file is missing, cut short, or holds what only running code could restore.
+    """
+    allowed: list[Any] = [(stand_in, name) for name, stand_in in stand_ins.items()]
     try:
-        loaded: Any = torch.load(path, weights_only=True, mmap=True, map_location=map_location)
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, weights_only=True, mmap=True, map_location=map_location)
     except FileNotFoundError:
         raise GraftbenchError(f"{path} does not exist; fetch or export it again") from None
     except pickle.UnpicklingError as error:
@@ -136,12 +152,16 @@ def _state(path: Path, map_location: str) -> dict[str, Tensor]:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise GraftbenchError(
             f"{path} holds more than tensors{f' ({refused[1]})' if refused else ''}, and loading it could run code, so "
-            "it was not loaded; where you trust the file, load the model and save it as safetensors with "
-            "save_pretrained"
+            f"it was not loaded; {advice}"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = re.split(r"\.\s|\n", str(error).strip())[0] or type(error).__name__
         raise GraftbenchError(f"{path} is not a whole PyTorch file ({reason}); fetch or export it again") from error
+
+
+def _state(path: Path, map_location: str) -> dict[str, Tensor]:
+    """What the file holds: on `meta`, or mapped."""
+    loaded = load_without_code(path, map_location)
     if not isinstance(loaded, dict):
         raise GraftbenchError(f"{path} holds a {type(loaded).__name__}, not tensors by name; save a state dict there")
     for name, value in loaded.items():
