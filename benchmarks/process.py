@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.memory import family, proportional_bytes
+
 _SAMPLING_SECONDS = 0.05
 
 
@@ -93,33 +95,13 @@ class _Memory(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(_SAMPLING_SECONDS):
-            sizes = [_proportional(pid) for pid in _family(self._pid)]
+            sizes = [proportional_bytes(pid) for pid in family(self._pid)]
             self.peak_bytes = max(self.peak_bytes, sum(whole for whole, _ in sizes))
             self.private_bytes = max(self.private_bytes, sum(private for _, private in sizes))
 
     def stop(self) -> None:
         self._ended.set()
         self.join()
-
-
-def _family(pid: int) -> list[int]:
-    """A process and all that descend from it."""
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text(encoding="ascii").split()]
-    except OSError:
-        return [pid]
-    return [pid, *(each for child in children for each in _family(child))]
-
-
-def _proportional(pid: int) -> tuple[int, int]:
-    """Proportional resident size of a process, and what of it no file backs, in bytes."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return 0, 0
-    sizes = {name: int(value.split()[0]) * 1024 for name, _, value in (line.partition(":") for line in lines[1:])}
-    return sizes.get("Pss", 0), sizes.get("Pss_Anon", 0) + sizes.get("Pss_Shmem", 0)
 
 
 def _busy_seconds() -> float:

@@ -14,8 +14,14 @@ from harness.schema import build
 from harness.zoo.existing import ExistingModel, existing_model
 from methods import Method, available, load_file
 
-RESERVED = ("name", "path", "role")
+RESERVED = ("name", "path", "role", "published")
 """Keys of a method's configuration that are not hyper-parameters."""
+
+SELECTION_KEYS = ("trials", "split", "seconds")
+"""What a record keeps of a tuned choice."""
+
+SEED = "seed"
+"""The hyper-parameter that repeats a method rather than changes it: giving one is no choice of a better value."""
 
 RECIPE_METHOD = "mergekit"
 """The configuration whose method and models come from the file that `recipe` names."""
@@ -54,7 +60,8 @@ class MethodSettings:
     role: Role
     method: Method | Unmerged | ExistingModel
     selection: dict[str, Any]
-    """`how` the hyper-parameters were chosen (default, tuned, given), in how many `trials`, on which `split`."""
+    """`how` the hyper-parameters were chosen: default; published, with the `source`; given by hand; or tuned, in
+    how many `trials`, on which `split`, in how many `seconds`."""
 
 
 def config_folder() -> Path:
@@ -120,6 +127,7 @@ def method_settings(
     choice, given = invocation.choices["method"], invocation.given
     values = {str(key): value for key, value in node.items()}
     name, path, role = values.pop("name"), values.pop("path", None), values.pop("role", "method")
+    published = values.pop("published", None)
     suffix = "".join(f" {key}={value}" for key, value in sorted(given.items()))
     if name == "none":
         unmerged = build(Unmerged, values, "method")
@@ -130,12 +138,14 @@ def method_settings(
     methods = known_methods([Path(path)] if path else [])
     if name not in methods:
         raise unknown_name("method", name, methods)
-    selection: dict[str, Any] = {"how": "given" if given else "default"}
+    selection: dict[str, Any] = {"how": "given" if given.keys() - {SEED} else "default"}
+    if published is not None and selection["how"] == "default":
+        selection = {"how": "published", "source": str(published)}
     chosen = _tuned_values(tuned or {}, choice, name, role)
     if chosen is not None:
         values |= {key: value for key, value in chosen["values"].items() if key not in given}
         if not set(chosen["values"]) & set(given):
-            selection = {"how": "tuned", "trials": chosen["trials"], "split": chosen["split"]}
+            selection = {"how": "tuned", **{key: chosen[key] for key in SELECTION_KEYS if key in chosen}}
     return MethodSettings(name, label or choice + suffix, role, build(methods[name], values, "method"), selection)
 
 

@@ -1,11 +1,18 @@
-"""Chooses hyper-parameters on validation items, from declared values, one option after the other."""
+"""Chooses hyper-parameters on validation items, from declared values, one option after the other; and its cost."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting, evaluated."""
+
+    objective: float
+    """Its mean over capabilities, in 0..100."""
+    seconds: float
+    """Wall time of its merges and evaluations, when they were made."""
 
 
 @dataclass(frozen=True)
@@ -17,21 +24,23 @@ class Choice:
     """Number of distinct settings that were evaluated."""
     objective: float
     """The best one's mean over capabilities, in 0..100."""
+    seconds: float
+    """Wall time of all of them: the price of the choice."""
 
 
 def choose(
     grid: Mapping[str, Sequence[float]],
     defaults: Mapping[str, float],
-    objective: Callable[[dict[str, float]], float],
+    evaluate: Callable[[dict[str, float]], Trial],
 ) -> Choice:
     """Try each option's values in turn, with earlier options at their best and later ones at their defaults.
 
     Args:
         grid: the values of each option, in the order in which options are tried.
         defaults: the default of each of these options.
-        objective: what to maximise, given a value of each option.
+        evaluate: tries a value of each option.
     """
-    tried: dict[tuple[tuple[str, float], ...], float] = {}
+    tried: dict[tuple[tuple[str, float], ...], Trial] = {}
     best = {option: defaults[option] for option in grid}
     best_score = float("-inf")
     for option, values in grid.items():
@@ -40,11 +49,20 @@ def choose(
             setting = {**best, option: value}
             key = tuple(sorted(setting.items()))
             if key not in tried:
-                tried[key] = objective(setting)
-            scores.append(tried[key])
+                tried[key] = evaluate(setting)
+            scores.append(tried[key].objective)
         best_score = max(scores)
         best[option] = values[scores.index(best_score)]
-    return Choice(best, len(tried), best_score)
+    return Choice(best, len(tried), best_score, sum(trial.seconds for trial in tried.values()))
+
+
+def unequal_trials(choices: Mapping[str, Choice]) -> str | None:
+    """What is wrong where methods had different numbers of trials, since no board ranks those together; else None."""
+    trials = {name: choice.trials for name, choice in sorted(choices.items())}
+    if len(set(trials.values())) < 2:
+        return None
+    listing = ", ".join(f"{name} {count}" for name, count in trials.items())
+    return f"methods had different numbers of trials, so that a board sets some of them aside: {listing}"
 
 
 def as_yaml(choices: Mapping[str, Choice], about: Mapping[str, Any]) -> str:
@@ -57,6 +75,7 @@ def as_yaml(choices: Mapping[str, Choice], about: Mapping[str, Any]) -> str:
             "trials": choice.trials,
             "split": about["split"],
             "objective": round(choice.objective, 2),
+            "seconds": round(choice.seconds, 1),
         }
         for name, choice in sorted(choices.items())
     }

@@ -34,7 +34,7 @@ from harness.results.record import Role
 from harness.run import cutoff_store, plan_of, suite_fields, with_data_of
 from harness.run import run as run_one
 from harness.tracking import TrackingConfig
-from harness.tuning import as_yaml, choose
+from harness.tuning import Trial, as_yaml, choose, unequal_trials
 from harness.zoo.criteria import Criterion, check_criteria
 from harness.zoo.gate import check_gate, gated_models
 from harness.zoo.models import Zoo, resolve_zoo
@@ -134,17 +134,18 @@ def tune(settings: TuneSettings) -> None:
     choices = {}
     for configuration, grid in settings.grid.items():
 
-        def objective(values: dict[str, Any], configuration: str = configuration) -> float:
+        def trial(values: dict[str, Any], configuration: str = configuration) -> Trial:
             given = [f"method.{option}={value}" for option, value in values.items()]
-            scores = []
+            records = []
             for one in _experts_in_turn(configuration, experts):
                 config, invocation = composed("run", [f"method={configuration}", *given, *one])
                 method = method_settings(config["method"], invocation)
-                scores.append(run_one(_run_settings(settings, method, suite=suite, **options)).objective())
-            return fmean(scores)
+                records.append(run_one(_run_settings(settings, method, suite=suite, **options)))
+            seconds = sum(record.timings.get(phase, 0.0) for record in records for phase in ("merge", "evaluate"))
+            return Trial(fmean(record.objective() for record in records), seconds)
 
         config, _ = composed("run", [f"method={configuration}"])
-        choices[configuration] = choose(grid, config["method"], objective)
+        choices[configuration] = choose(grid, config["method"], trial)
         log.info("%s: chose %s", configuration, choices[configuration])
     about = {
         "zoo": settings.zoo["name"],
@@ -152,6 +153,8 @@ def tune(settings: TuneSettings) -> None:
         "split": settings.split,
         "command": f"graftbench tune zoo={settings.zoo['name']} suite={suite.name}",
     }
+    if problem := unequal_trials(choices):
+        log.warning("%s", problem)
     write_text_atomically(settings.out, as_yaml(choices, about))
     Console().print(f"wrote {settings.out}", soft_wrap=True)
 

@@ -55,7 +55,7 @@ def test_the_readme_shows_the_committed_board() -> None:
 
 def test_the_committed_board_follows_from_its_records(tmp_path: Path) -> None:
     write_board(build_board(load_records(BOARD / "records")), tmp_path)
-    for name in ("README.md", "leaderboard.csv", "leaderboard.json"):
+    for name in ("README.md", "leaderboard.csv", "pairs.csv", "leaderboard.json"):
         assert (tmp_path / name).read_bytes() == (BOARD / name).read_bytes(), name
 
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = [
-    {"harness.errors", "harness.files", "methods"},
+    {"harness.errors", "harness.files", "harness.memory", "methods"},
     {"harness.schema"},
     {"harness.checkpoints", "harness.results"},
     {"harness.curvature"},

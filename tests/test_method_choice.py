@@ -23,6 +23,21 @@ def test_defaults_are_said_to_be_defaults() -> None:
     assert (found.method, found.label, found.role, found.selection) == (Ties(), "ties", "method", {"how": "default"})
 
 
+def test_published_values_name_their_source_unless_others_are_given() -> None:
+    node = TIES | {"published": "Yadav et al. 2023"}
+    assert settings(node, "ties_published", {}).selection == {"how": "published", "source": "Yadav et al. 2023"}
+    assert settings(node | {"density": 0.3}, "ties_published", {"density": "0.3"}).selection == {"how": "given"}
+
+
+def test_another_seed_is_no_choice_of_a_value() -> None:
+    node = {"name": "dare", "path": None, "role": "method", "seed": 1}
+    assert settings(node, "dare", {"seed": "1"}).selection == {"how": "default"}
+    assert settings(node, "dare", {"seed": "1", "scale": "2"}).selection == {"how": "given"}
+    tuned = {"dare": {"values": {"scale": 0.5}, "trials": 9, "split": "validation", "seconds": 70.5, "objective": 60.0}}
+    expected = {"how": "tuned", "trials": 9, "split": "validation", "seconds": 70.5}
+    assert settings(node, "dare", {"seed": "1"}, tuned=tuned).selection == expected
+
+
 def test_what_is_given_by_hand_is_in_the_name() -> None:
     found = settings(TIES | {"density": 0.3}, "ties", {"density": "0.3"})
     assert (found.method, found.label, found.selection) == (Ties(density=0.3), "ties density=0.3", {"how": "given"})

@@ -74,7 +74,29 @@ def task_outcome(plan: TaskPlan, results: Mapping[str, Any]) -> TaskOutcome:
         outcomes=outcomes,
         other_metrics=metrics,
         prompts=prompts_digest(counted),
+        clusters=clusters(plan, counted),
     )
+
+
+def clusters(plan: TaskPlan, samples: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The cluster of each item: the family, and 16 digits of the digest of the field's value; nothing where each item
+    stands alone.
+
+    Raises:
+        GraftbenchError: an item lacks the field.
+    """
+    if not plan.cluster:
+        return ()
+    family, name = plan.cluster["family"], plan.cluster["field"]
+    found = []
+    for sample in samples:
+        if name not in sample["doc"]:
+            raise GraftbenchError(
+                f"task '{plan.name}': its items have no field '{name}', by which suite.tasks.{plan.entry}.cluster "
+                f"puts them together; they have {', '.join(sorted(map(str, sample['doc'])))}"
+            )
+        found.append(f"{family}:{text_digest(str(sample['doc'][name]))[:16]}")
+    return tuple(found)
 
 
 def prompts_digest(samples: Iterable[Mapping[str, Any]]) -> str:
@@ -105,6 +127,7 @@ def _joined(entry: str, members: list[TaskOutcome]) -> TaskOutcome:
             name: tuple(chain.from_iterable(member.other_metrics[name] for member in members)) for name in shared
         },
         prompts=text_digest("".join(str(member.prompts) for member in members)),
+        clusters=tuple(chain.from_iterable(member.clusters for member in members)),
         counts=_summed(member.counts for member in members),
         timings=_summed(member.timings for member in members),
     )

@@ -4,6 +4,7 @@ own."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class TaskPlan:
     repeats: int
     """Answers drawn for each item."""
     apply_chat_template: bool
+    cluster: Mapping[str, str]
+    """The `family` and the `field` of the data by which items belong together; empty where each stands alone."""
     data: MirroredData | None
     """Data in the mirror; None leaves them to the `datasets` library."""
 
@@ -192,6 +195,7 @@ def plan_task(suite: Suite, entry: str, name: str) -> TaskPlan:
         generation_kwargs={**(declaration.fields.get("generation_kwargs") or {}), **spec.gen_kwargs},
         repeats=spec.repeats or int(declaration.fields.get("repeats") or 1),
         apply_chat_template=suite.apply_chat_template if chat is None else chat,
+        cluster=spec.cluster,
         data=data,
     )
     _check_repeats(plan)

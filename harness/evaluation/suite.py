@@ -38,6 +38,10 @@ class TaskSpec:
     """Which items choose hyper-parameters: `{split: NAME}` takes another split of the data; `{hash: 0.2}` takes that
     share of the test split by a hash of each item, and leaves the rest to `split: test`. Default: the split that the
     task or its mirror calls validation, if any."""
+    cluster: dict[str, str] = field(default_factory=dict)
+    """Which items belong together, so that statistics draw them together: `{family: drop, field: passage}` puts those
+    with the same value of that field of the data into one cluster, over all tasks of the same family. Default: every
+    item stands alone."""
     held_out: bool = False
     """Never used to choose anything: `split: validation` leaves the task out."""
     general: bool = False
@@ -126,7 +130,9 @@ def _task_spec(name: str, value: Any) -> TaskSpec:
         raise GraftbenchError(f"suite.tasks.{name}={value}: it takes settings, such as {{limit:20}}, or {{}} for none")
     given = {str(key): item for key, item in (value or {}).items()}
     _check_names(f"option of suite.tasks.{name}", given, TaskSpec)
-    mappings = {key: _mapping(f"suite.tasks.{name}.{key}", given.get(key)) for key in ("gen_kwargs", "validation")}
+    mappings = {
+        key: _mapping(f"suite.tasks.{name}.{key}", given.get(key)) for key in ("gen_kwargs", "validation", "cluster")
+    }
     spec = TaskSpec(**{**given, **mappings})
     _check_limit(f"suite.tasks.{name}.limit", spec.limit)
     if not 0.0 <= spec.chance < 1.0:
@@ -142,6 +148,8 @@ def _task_spec(name: str, value: Any) -> TaskSpec:
     if spec.apply_chat_template is not None:
         _check_switch(f"suite.tasks.{name}.apply_chat_template", spec.apply_chat_template)
     _check_validation(f"suite.tasks.{name}", spec)
+    if spec.cluster and spec.cluster.keys() != {"family", "field"}:
+        raise GraftbenchError(f"suite.tasks.{name}.cluster is {spec.cluster}; it takes {{family: NAME, field: NAME}}")
     return spec
 
 

@@ -9,10 +9,15 @@ import numpy as np
 
 from harness.errors import GraftbenchError
 from harness.files import canonical_json
+from harness.leaderboard.labels import flattened
 from harness.leaderboard.statistics import Design, IntArray, TaskItems, design_of
 from harness.results import Record, TaskOutcome, to_json
 
 Value = TypeVar("Value", bound=Hashable)
+
+SUITE = "suite digest"
+_SHOWN = 3
+"""Settings that an error names before it counts."""
 
 
 def unique_records(records: Sequence[Record]) -> list[Record]:
@@ -52,7 +57,8 @@ def check_comparable(records: Sequence[Record]) -> None:
         if deviating:
             raise GraftbenchError(
                 f"records that differ in their {what} are never ranked together: "
-                f"{_names(records, deviating)} has {_difference(values[deviating[0]], usual)}; {advice}"
+                f"{_names(records, deviating)} has {_difference(values[deviating[0]], usual)}"
+                f"{_settings(records[deviating[0]], records[values.index(usual)]) if what == SUITE else ''}; {advice}"
             )
     _check_models(records)
 
@@ -178,7 +184,7 @@ _CONDITIONS: tuple[tuple[str, Callable[[Record], str | None], str], ...] = (
         "make one board of test items and another of validation items",
     ),
     (
-        "suite digest",
+        SUITE,
         _digest_of("suite"),
         "choose one suite, or evaluate all of them with this version of it",
     ),
@@ -206,6 +212,17 @@ def _difference(own: str, usual: str) -> str:
     names = sorted(own_entries.keys() | usual_entries.keys())
     differing = [name for name in names if own_entries.get(name) != usual_entries.get(name)]
     return ", ".join(f"{name}={own_entries.get(name)} (the others {usual_entries.get(name)})" for name in differing)
+
+
+def _settings(record: Record, other: Record) -> str:
+    """The settings of the suite in which two records differ, such as a task's version."""
+    own, usual = flattened(record.suite), flattened(other.suite)
+    names = sorted(name for name in own.keys() | usual.keys() if own.get(name) != usual.get(name) and name != "digest")
+    shown = [
+        f"{name}={own.get(name, 'none')[:16]}, the others {usual.get(name, 'none')[:16]}" for name in names[:_SHOWN]
+    ]
+    more = f"; and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f" ({'; '.join(shown)}{more})" if shown else ""
 
 
 def _outcomes_by_item(record: Record) -> dict[str, dict[str, float]]:

@@ -15,13 +15,14 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def write_board(board: Board, folder: Path) -> list[Path]:
-    """Write README.md (the page), leaderboard.csv and leaderboard.json, and return their paths.
+    """Write README.md (the page), leaderboard.csv, pairs.csv and leaderboard.json, and return their paths.
 
     The bytes depend on the board alone: no date, no machine. Each file is replaced at once or not at all.
     """
     texts = {
         "README.md": render.to_markdown(board),
         "leaderboard.csv": render.to_csv(board),
+        "pairs.csv": render.pairs_to_csv(board),
         "leaderboard.json": render.to_json(board),
     }
     for name, text in texts.items():

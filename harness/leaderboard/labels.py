@@ -30,7 +30,7 @@ def row_labels(records: Sequence[Record]) -> dict[str, str]:
 
 def _remarks(records: Sequence[Record]) -> list[str]:
     """What tells records of one label apart, one remark each."""
-    recipes = [_flat(record.recipe) for record in records]
+    recipes = [flattened(record.recipe) for record in records]
     paths = sorted({path for recipe in recipes for path in recipe if not _DIGEST.fullmatch(recipe[path])})
     differing = [path for path in paths if len({recipe.get(path) for recipe in recipes}) > 1]
     names = _short_names(differing)
@@ -43,12 +43,12 @@ def _remarks(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested mappings as dotted paths to texts."""
     flat: dict[str, str] = {}
     for name, entry in value.items():
         if isinstance(entry, Mapping):
-            flat |= _flat(entry, f"{prefix}{name}.")
+            flat |= flattened(entry, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = entry if isinstance(entry, str) else canonical_json(entry)
     return flat

@@ -304,6 +304,13 @@ class _Ranking:
             if i in self.aside:
                 reasons[self.aside[i]].append(self.labels[self.records[i].key])
         notes += [f"Not ranked, since {reason}: {', '.join(sorted(names))}." for reason, names in reasons.items()]
+        extra = [
+            f"{self.labels[self.records[i].key]} ({', '.join(map(str, left_out))})"
+            for i in self.order
+            if (left_out := [seed for seed in self.rows[i].members if seed not in self.members[i]])
+        ]
+        if extra:
+            notes.append(f"Training seeds left out, since most methods have no record of them: {', '.join(extra)}.")
         labels = {
             self.all_records[r].key: self.labels[self.records[i].key]
             for i, row in enumerate(self.rows)

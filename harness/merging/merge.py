@@ -20,6 +20,7 @@ from harness.checkpoints.layout import CONFIG_NAME
 from harness.checkpoints.vocabulary import write_tokenizer
 from harness.errors import GraftbenchError
 from harness.files import canonical_json, readable_size, text_digest
+from harness.memory import PeakMemory
 from harness.merging.cutoff_store import CutoffStore, ExpertCutoff
 from harness.merging.cutoffs import find_cutoffs
 from harness.merging.journal import FILE_NAME as JOURNAL_NAME
@@ -47,6 +48,8 @@ class MergeReport:
     """Wall time of the pass that finds cutoffs, and of the one that merges and writes."""
     resumed: int = 0
     """Tensors that an interrupted merge had finished."""
+    peak_bytes: int | None = None
+    """How far the memory of this process and its workers grew, on the host; None where the system does not tell."""
 
 
 def merge_to_folder(
@@ -76,7 +79,7 @@ def merge_to_folder(
         with unfinished_folder(out) as folder:
             journal = Journal(folder / JOURNAL_NAME, _identity(plan, shard_bytes))
             write_companions(plan, folder)
-            with CheckpointWriter(folder, shards) as writer:
+            with PeakMemory() as memory, CheckpointWriter(folder, shards) as writer:
                 started = time.perf_counter()
                 cutoffs = find_cutoffs(plan, store)
                 merging = time.perf_counter()
@@ -84,7 +87,7 @@ def merge_to_folder(
                 writer.finish()
             finished = time.perf_counter()
             seconds = {"cutoffs": merging - started, "merge": finished - merging}
-            report = MergeReport(out, weights_digest(digests), cutoffs or {}, seconds, resumed)
+            report = MergeReport(out, weights_digest(digests), cutoffs or {}, seconds, resumed, memory.bytes)
             _write_recipe(plan, report, folder, dict(provenance or {}))
             (folder / JOURNAL_NAME).unlink()
             _take_name(folder, out)
@@ -220,6 +223,7 @@ def _write_recipe(plan: MergePlan, report: MergeReport, folder: Path, provenance
             name: {"threshold": repr(cutoff.threshold), "ties": cutoff.ties} for name, cutoff in report.cutoffs.items()
         },
         "seconds": report.seconds,
+        "peak_memory_bytes": report.peak_bytes,
         "arithmetic": plan.arithmetic,
         "devices": [str(device) for device in plan.execution.devices],
         **provenance,

@@ -76,6 +76,26 @@ def test_a_group_is_one_task_in_which_every_item_counts_the_same(cities: Path, m
     assert {row["task"] for row in evaluation.answers.to_pylist()} == {"capitals", "more_capitals"}
 
 
+def test_items_with_the_same_value_of_a_field_are_one_cluster(cities: Path, mirror: Path) -> None:
+    """Of the four items two ask for Spain; those of the second task are the same countries."""
+    task = {"cluster": {"family": "countries", "field": "country"}}
+    config = {"tasks": {"cities": task, "echo": task}, "data_root": mirror, "include_path": [str(cities)]}
+    first, second = evaluate("anything", suite_from_config(config), ScriptedEngine({"": "Paris"})).tasks
+    france, italy, spain, again = first.clusters[:4]
+    assert spain == again
+    assert len({france, italy, spain}) == 3
+    assert all(cluster.startswith("countries:") for cluster in first.clusters)
+    assert first.clusters == first.clusters[:4] * 2
+    assert second.clusters == first.clusters[:4]
+
+
+def test_a_field_that_items_lack_is_named(cities: Path, mirror: Path) -> None:
+    task = {"cluster": {"family": "countries", "field": "continent"}}
+    config = {"tasks": {"capitals": task}, "data_root": mirror, "include_path": [str(cities)]}
+    with pytest.raises(GraftbenchError, match=r"no field 'continent'.*have choices, city, country"):
+        evaluate("anything", suite_from_config(config), ScriptedEngine({"": "Paris"}))
+
+
 def test_a_task_is_asked_once(cities: Path, mirror: Path) -> None:
     tasks = {"cities": {}, "capitals": {}}
     config = {"tasks": tasks, "data_root": mirror, "include_path": [str(cities)]}

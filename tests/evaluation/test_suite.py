@@ -36,6 +36,7 @@ def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"tasks": {"gsm8k": {"limit": -1}}}, "suite.tasks.gsm8k.limit is -1"),
         ({"tasks": {"gsm8k": {"chance": 25}}}, "chance is 25"),
         ({"tasks": {"gsm8k": {"num_fewshot": -1}}}, "num_fewshot is -1"),
+        ({"tasks": {"drop": {"cluster": {"field": "passage"}}}}, "cluster is .* it takes {family: NAME, field: NAME}"),
     ],
 )
 def test_bad_settings_are_named(config: dict[str, Any], message: str) -> None:

@@ -39,6 +39,32 @@ def test_different_conditions_are_refused(board_records: list[Record], change: d
         build_board(mixed[::-1])
 
 
+def test_the_setting_in_which_suites_differ_is_named(board_records: list[Record]) -> None:
+    def suite(digest: str, version: str, **more: Any) -> dict[str, Any]:
+        return {"name": "tiny", "split": "test", "digest": digest, "tasks": {"tiny_math": {"version": version}, **more}}
+
+    records = [replace(record, suite=suite("a" * 64, "1.0")) for record in board_records]
+    records[5] = replace(records[5], suite=suite("b" * 64, "2.0"))
+    with pytest.raises(GraftbenchError, match=r"'ties'.* \(tasks.tiny_math.version=2.0, the others 1.0\); choose one"):
+        build_board(records)
+    others = {f"task {number}": {"version": "1.0"} for number in range(5)}
+    records[5] = replace(records[5], suite=suite("b" * 64, "1.0", **others))
+    with pytest.raises(GraftbenchError, match=r"tasks.task 0.version=1.0, the others none; .*; and 2 more\)"):
+        build_board(records)
+
+
+def test_items_in_two_clusters_are_refused(board_records: list[Record]) -> None:
+    def clustered(record: Record, name: str) -> Record:
+        tasks = [replace(task, clusters=(f"{task.task} {name}",) * 2 + task.item_ids[2:]) for task in record.tasks]
+        return replace(record, tasks=tuple(tasks))
+
+    same = [clustered(record, "passage") if record.role == "method" else record for record in board_records]
+    assert build_board(same).tasks["tiny_math"]["clusters"] == 299
+    same[5] = clustered(board_records[5], "another")
+    with pytest.raises(GraftbenchError, match="puts the item 'math-00000' into the cluster 'tiny_math another'"):
+        build_board(same)
+
+
 def test_missing_items_name_the_record(board_records: list[Record]) -> None:
     first, *others = board_records[4].tasks
     shorter = replace(first, item_ids=first.item_ids[2:], outcomes=first.outcomes[2:])

@@ -11,15 +11,17 @@ import pytest
 from rich.console import Console
 
 from harness.leaderboard import build_board, print_board
-from harness.leaderboard.render import to_csv, to_json, to_markdown
-from harness.leaderboard.render.cells import number
+from harness.leaderboard.render import pairs_to_csv, to_csv, to_json, to_markdown
+from harness.leaderboard.render.cells import number, p_value
 from harness.results import Record
 
 MakeRecord = Callable[..., Record]
 
 
-def table_lines(page: str) -> list[str]:
-    return [line for line in page.splitlines() if line.startswith("|")]
+def table_lines(page: str, section: str = "# Leaderboard") -> list[str]:
+    """The lines of the table under a heading."""
+    under = page.partition(f"{section}")[2].partition("\n#")[0]
+    return [line for line in under.splitlines() if line.startswith("|")]
 
 
 def test_the_page_lists_every_row_in_groups_with_the_best_first(board_records: list[Record]) -> None:
@@ -49,7 +51,7 @@ def test_the_page_marks_what_cannot_be_told_from_the_best(board_records: list[Re
 def test_a_cell_shows_score_and_interval(make_record: MakeRecord) -> None:
     page = to_markdown(build_board([make_record("ties", {"math": [1.0, 0.0] * 50})]))
     # Wilson at 50 of 100: 40.38 to 59.62
-    assert "| 1 | ties | 50.0 ± 9.6 | 50.0 [40.4, 59.6] | best | \N{EN DASH} | default | 1.2 |" in page
+    assert "| 1 | ties | 50.0 ± 9.6 | 50.0 [40.4, 59.6] | best | – | – | default |" in page
 
 
 def test_names_cannot_break_the_table(make_record: MakeRecord) -> None:
@@ -68,7 +70,20 @@ def test_csv_has_one_line_per_model_with_bounds(board_records: list[Record]) -> 
         assert float(line["average_low"]) < float(line["average"]) < float(line["average_high"])
         assert float(line["math_low"]) < float(line["math"]) < float(line["math_high"])
         assert json.loads(line["recipe"]) == row.recipe
+        assert (line["p_value"] == "") == (row.label == board.best)
+        assert line["keys"] == row.key
     assert [row["rank"] for row in rows] == ["1", "2", "3", "", "", "", "", ""]
+
+
+def test_pairs_are_all_pairs_of_ranked_methods(board_records: list[Record]) -> None:
+    board = build_board(board_records)
+    pairs = list(csv.DictReader(io.StringIO(pairs_to_csv(board))))
+    ranked = [row.label for row in board.group("method")]
+    assert [(pair["first"], pair["second"]) for pair in pairs] == [
+        (ranked[0], ranked[1]), (ranked[0], ranked[2]), (ranked[1], ranked[2]),
+    ]  # fmt: skip
+    assert all(float(pair["p_value"]) <= float(pair["corrected_p_value"]) for pair in pairs)
+    assert pairs_to_csv(build_board(board_records[:1])) == ""
 
 
 def test_json_holds_everything(board_records: list[Record]) -> None:
@@ -84,7 +99,7 @@ def test_json_holds_everything(board_records: list[Record]) -> None:
 
 def test_the_same_records_give_the_same_bytes(board_records: list[Record]) -> None:
     shuffled = random.Random(1).sample(board_records, len(board_records))
-    for render in (to_markdown, to_csv, to_json):
+    for render in (to_markdown, to_csv, to_json, pairs_to_csv):
         assert render(build_board(shuffled)) == render(build_board(board_records))
 
 
@@ -100,6 +115,21 @@ def test_blanks_are_shown_as_blanks(board_records: list[Record]) -> None:
 def test_a_board_without_methods_says_so(board_records: list[Record]) -> None:
     page = to_markdown(build_board([record for record in board_records if record.role == "base"]))
     assert "There is no best" in page
+
+
+def test_costs_have_a_table_of_their_own(make_record: MakeRecord) -> None:
+    costs = {"peak_memory_bytes": 12_345_678, "extra_bytes_per_expert": 0, "data_needed": "none"}
+    selection = {"how": "tuned", "trials": 9, "split": "validation", "seconds": 1234.5}
+    tuned = make_record("ties", {"math": [1.0, 0.0]}, costs=costs, selection=selection)
+    older = make_record("dare", {"math": [1.0, 0.0]}, timings={})
+    lines = table_lines(to_markdown(build_board([tuned, older])), "## Costs and tuning")
+    assert lines[2:] == ["| dare | – | – | – | – | 0 | 0 |", "| ties | 1.2 | 12.3 MB | 0 | none | 9 | 1,234 |"]
+
+
+def test_small_p_values_are_not_zero() -> None:
+    assert [p_value(value) for value in (None, 1.0, 0.0494, 0.0005, 0.0004)] == [
+        "–", "1.000", "0.049", "0.001", "<0.001",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -131,16 +161,15 @@ def test_a_narrow_terminal_leaves_columns_out_and_says_which(board_records: list
     assert sum("ota_ffg_shuffled" in line for line in table) == 1
     assert len(table) == 4 + len(board_records) + 2 * 5  # no cell is broken over two lines
     heading = next(line for line in table if "Rank" in line)
-    for column in ("Chosen", "Merge, s", "Retention, %", "math"):
-        left_out = any("Left out" in line and column in line for line in lines)
-        assert (column in heading) != left_out
+    left_out = next((line for line in lines if line.startswith("Left out")), "").partition(": ")[2].rstrip(".")
+    for column in ("Chosen", "p", "Retention, %", "math"):
+        assert (column.partition(",")[0] in heading.replace(",", " ").split()) != (column in left_out.split("; "))
 
 
 def test_the_page_shows_the_hyper_parameters_that_are_set(make_record: MakeRecord) -> None:
     recipe = {"hyperparameters": {"density": 0.2, "scale": {"math": 1.0}, "seed": None}}
     page = to_markdown(build_board([make_record("ties", {"math": [1.0, 0.0]}, recipe=recipe)]))
-    assert '| ties | density = 0.2, scale = {"math":1.0} |' in page
-    assert "seed" not in table_lines(page)[-1]
+    assert table_lines(page, "## Hyper-parameters")[2:] == ['| ties | density = 0.2, scale = {"math":1.0} |']
 
 
 def test_the_page_names_controls_that_cannot_be_told_from_the_best(make_record: MakeRecord) -> None:

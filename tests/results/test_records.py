@@ -47,16 +47,30 @@ def full_record() -> Record:
         prompts="p",
         counts={"empty": 1, "truncated": 0},
         timings={"prepare": 0.1, "answer": 2.0, "score": 0.2},
+        clusters=("passage 1", "passage 1"),
     )
-    return replace(record(), tasks=(task,), circumstances={"sandbox": None, "model": {"dtype": "float32"}})
+    circumstances = {"sandbox": None, "model": {"dtype": "float32"}}
+    costs = {"peak_memory_bytes": 2**20, "extra_bytes_per_expert": 0, "data_needed": "none"}
+    return replace(record(), tasks=(task,), circumstances=circumstances, costs=costs)
+
+
+def test_records_of_the_second_format_are_read() -> None:
+    """Their costs are unknown, and every item stands alone."""
+    fields = json.loads(to_json(record()))
+    del fields["costs"]
+    for task in fields["tasks"]:
+        del task["clusters"]
+    old = from_json(json.dumps(fields | {"format_version": 2}))
+    assert old == record()
+    assert (old.costs, old.tasks[0].clusters) == ({}, ())
 
 
 def test_records_of_the_first_format_are_read() -> None:
     """They lack what was not recorded then."""
     fields = json.loads(to_json(record()))
-    del fields["circumstances"]
+    del fields["circumstances"], fields["costs"]
     for task in fields["tasks"]:
-        del task["prompts"], task["counts"], task["timings"]
+        del task["prompts"], task["counts"], task["timings"], task["clusters"]
     old = from_json(json.dumps(fields | {"format_version": 1}))
     assert old == record()
     assert (old.circumstances, old.tasks[0].prompts, old.tasks[0].counts) == ({}, None, {})
@@ -112,6 +126,11 @@ def test_what_is_no_record_is_refused_with_the_file(change: dict[str, object], m
 def test_contradictory_outcomes_are_refused(ids: tuple[str, ...], outcomes: tuple[float, ...], message: str) -> None:
     with pytest.raises(GraftbenchError, match=message):
         TaskOutcome("t", "math", "m,none", 0.0, ids, outcomes)
+
+
+def test_a_cluster_for_each_item_or_none() -> None:
+    with pytest.raises(GraftbenchError, match="2 item ids, but 1 clusters"):
+        TaskOutcome("t", "math", "m,none", 0.0, ("a", "b"), (1.0, 0.0), clusters=("passage",))
 
 
 def test_the_store_keeps_and_finds(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ def print_board(board: Board, console: Console) -> None:
     """
     layouts: list[tuple[bool, Collection[str]]] = [
         (True, ()),
-        (True, ("Merge, s",)),
-        (True, ("Merge, s", "Chosen")),
-        (False, ("Merge, s", "Chosen")),
-        (False, ("Merge, s", "Chosen", "Retention, %")),
-        (False, ("Merge, s", "Chosen", "Retention, %", *board.capabilities)),
+        (True, ("Chosen",)),
+        (False, ("Chosen",)),
+        (False, ("Chosen", "Retention, %")),
+        (False, ("Chosen", "Retention, %", *board.capabilities)),
+        (False, ("Chosen", "Retention, %", *board.capabilities, "p")),
     ]
     for half_widths, left_out in layouts:
         table = _table(board, half_widths, left_out)
@@ -52,10 +52,13 @@ def _table(board: Board, half_widths: bool, left_out: Collection[str]) -> Table:
 
 
 def _legend(board: Board, left_out: Collection[str]) -> list[str]:
-    lines = [f"± and [ ]: 95 % intervals. {TIED}: not distinguishable from the best (paired test)."]
+    lines = [
+        f"± and [ ]: 95 % intervals. p: paired permutation test, Holm's correction. {TIED}: not told from the best."
+    ]
     if board.smallest_detectable_difference is not None:
         difference = number(board.smallest_detectable_difference)
         lines.append(f"Differences to the best below about {difference} points are likely to go unnoticed here.")
+    lines.append("Costs, gains recovered, seeds and pairs of methods: in the board's folder.")
     if left_out:
         lines.append(f"Left out for want of width: {'; '.join(left_out)}.")
     return lines

@@ -94,7 +94,7 @@ def _exact(sizes: FloatArray, counts: FloatArray, total: float) -> float:
 def _by_coins(sizes: FloatArray, counts: FloatArray, total: float, draws: int, seed: int) -> float:
     generator = np.random.default_rng(seed)
     sums = np.zeros(draws)
-    for size, count in zip(sizes, counts.astype(int), strict=True):
+    for size, count in zip(sizes, counts.astype(int).tolist(), strict=True):
         sums += size * (2.0 * _heads(generator, count, draws) - count)
     return (1 + int(_as_far(sums, sizes, counts, total).sum())) / (1 + draws)
 
