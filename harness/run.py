@@ -205,12 +205,13 @@ def described(method: MethodSettings, zoo: Zoo) -> dict[str, Any]:
     if isinstance(method.method, Unmerged):
         capability = zoo.capabilities.get(method.method.model)
         role = "reference" if method.method.model in zoo.references else role
+    seed = {} if zoo.training_seed is None else {"training_seed": zoo.training_seed}
     return {
         "label": method.label,
         "role": role,
         "capability": capability,
         "selection": method.selection,
-        "zoo": {"name": zoo.name, "digest": zoo.digest},
+        "zoo": {"name": zoo.name, "digest": zoo.digest, **seed},
     }
 
 

@@ -91,6 +91,7 @@ def test_models_of_the_zoo_get_rows_of_their_own(home: Path) -> None:
         ("expert", "math"),
         ("reference", None),
     ]
+    assert {record.zoo["training_seed"] for record in found.values()} == {0}
 
 
 def test_a_strangers_method_runs_is_recorded_and_ranks(home: Path, tmp_path: Path) -> None:

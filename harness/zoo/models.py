@@ -43,6 +43,9 @@ class Zoo:
     tolerance: float = DEFAULT_TOLERANCE
     """How far a measured score may lie from a stated one, in points."""
     description: str = ""
+    training_seed: int | None = None
+    """Seed with which base and experts were trained, where the set states one: sets of one name that differ in nothing
+    else are repeats of one another."""
 
     @cached_property
     def digest(self) -> str:
@@ -78,6 +81,7 @@ KEYS = (
     "data_root",
     "stated",
     "tolerance",
+    "training_seed",
 )
 
 NAMED_KEYS = ("base", "experts", "references", "capabilities", "second_moments", "fisher", "data_root")
@@ -113,11 +117,17 @@ def check_keys(config: Mapping[str, Any]) -> None:
             raise unknown_name("option", f"zoo.{key}", [f"zoo.{known}" for known in KEYS])
     _stated(config)
     _tolerance(config)
+    _training_seed(config)
     builder = config.get("builder")
     if builder is None:
         return
     if builder not in BUILDERS:
         raise unknown_name("builder of zoo", str(builder), BUILDERS)
+    if config.get("training_seed") is not None:
+        raise GraftbenchError(
+            f"zoo.training_seed states how checkpoints of your own were trained; zoo={config.get('name')} is built with "
+            "a seed that is an option of its own, such as zoo.build.training_seed=1"
+        )
     for key in NAMED_KEYS:
         if config.get(key):
             raise GraftbenchError(
@@ -145,6 +155,7 @@ def _tiny(config: Mapping[str, Any], home: Path, may_build: bool) -> Zoo:
         second_moments={capability: folders.expert(capability) / FILE_NAME for capability in CAPABILITIES},
         fisher={capability: folders.expert(capability) / FISHER_FILE_NAME for capability in CAPABILITIES},
         data_root=folders.data,
+        training_seed=settings.training_seed,
         description=str(config.get("description") or ""),
     )
 
@@ -204,6 +215,7 @@ def _named(config: Mapping[str, Any]) -> Zoo:
         second_moments=second_moments,
         fisher=fisher,
         data_root=data_root or None,
+        training_seed=_training_seed(config),
         description=str(config.get("description") or ""),
     )
 
@@ -291,6 +303,15 @@ def _tolerance(config: Mapping[str, Any]) -> float:
     if isinstance(given, bool) or not isinstance(given, int | float) or not given >= 0:
         raise GraftbenchError(f"zoo.tolerance={given}: it is a number of points, 0 or more")
     return float(given)
+
+
+def _training_seed(config: Mapping[str, Any]) -> int | None:
+    given = config.get("training_seed")
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+        raise GraftbenchError(f"zoo.training_seed={given}: it is a whole number, 0 or more")
+    return given
 
 
 def _existing(given: Any, where: str) -> Path:

@@ -55,6 +55,8 @@ def test_curvature_beside_an_expert_is_found_and_a_named_file_wins(checkpoints: 
         ),
         ({"bilder": "tiny"}, "unknown option 'zoo.bilder'; did you mean 'zoo.builder'"),
         ({"builder": "tini"}, "did you mean 'tiny'"),
+        ({"training_seed": -1}, "zoo.training_seed=-1: it is a whole number, 0 or more"),
+        ({"builder": "tiny", "name": "tiny", "training_seed": 1}, "such as zoo.build.training_seed=1"),
         ({"builder": "tiny", "name": "tiny"}, "zoo.base cannot be given for zoo=tiny, which builds its own models"),
     ],
 )
@@ -67,6 +69,12 @@ def test_mistakes_are_named(checkpoints: Path, tmp_path: Path, change: dict[str,
 def test_settings_of_a_build_are_named(tmp_path: Path) -> None:
     with pytest.raises(GraftbenchError, match="did you mean 'seed'"):
         resolve_zoo({"builder": "tiny", "name": "tiny", "build": {"sed": 1}}, tmp_path)
+
+
+def test_checkpoints_of_ones_own_may_state_their_training_seed(checkpoints: Path, tmp_path: Path) -> None:
+    given = {"base": str(checkpoints / "base"), "experts": {"math": str(checkpoints / "math")}}
+    assert resolve_zoo(given, tmp_path).training_seed is None
+    assert resolve_zoo({**given, "training_seed": 2}, tmp_path).training_seed == 2
 
 
 def test_a_file_is_no_checkpoint(checkpoints: Path, tmp_path: Path) -> None:

@@ -88,6 +88,16 @@ def test_experts_differ_from_the_base_and_from_each_other(built: building.Folder
     assert len(models) == 6
 
 
+def test_another_training_seed_trains_other_models_on_the_same_items(built: building.Folders, tmp_path: Path) -> None:
+    other = building.build(settings_from_mapping({**MINIATURE, "training_seed": 1}), tmp_path)
+    assert other.root.name != built.root.name
+    ours, theirs = digests(other), digests(built)
+    items = [name for name in ours if name.startswith("data/")]
+    assert items and all(ours[name] == theirs[name] for name in items)
+    models = [name for name in ours if name.endswith("model.safetensors")]
+    assert len(models) == 6 and all(ours[name] != theirs[name] for name in models)
+
+
 def test_items_lie_in_the_layout_of_a_data_mirror(built: building.Folders) -> None:
     for name in CAPABILITIES:
         for split in ("train", "validation", "test"):

@@ -164,12 +164,12 @@ class Builder:
         self, name: str, model: LlamaForCausalLM, pools: Sequence[Pool], training: Training
     ) -> torch.optim.AdamW:
         schedule = Schedule(training.steps, training.learning_rate, batch_size=self.settings.batch_size)
-        rng = random.Random(f"{self.settings.seed}/{name}")
+        rng = random.Random(f"{self.settings.training_seed}/{name}")
         return train(model, pools, schedule, rng, partial(_report, name))
 
     def _fisher(self, capability: str, model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
         examples = [example for level in LEVELS for example in self._pool(capability, level)]
-        rng = random.Random(f"{self.settings.seed}/fisher/{capability}")
+        rng = random.Random(f"{self.settings.training_seed}/fisher/{capability}")
         chosen = rng.sample(examples, min(self.settings.fisher_examples, len(examples)))
         with deterministic():
             return empirical_fisher(model, (example_tensors(example) for example in chosen))
@@ -222,7 +222,7 @@ class Builder:
         )
         # The caller's random state is left as it was: a build inside a larger run must not change its draws.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed)
+            torch.manual_seed(self.settings.training_seed)
             return LlamaForCausalLM(config)
 
     def _load_base(self) -> LlamaForCausalLM:

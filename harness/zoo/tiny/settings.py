@@ -64,6 +64,7 @@ class Settings:
     """Everything that decides the set's bytes on one machine."""
 
     seed: int
+    """Of the items, and of the facts among them."""
     architecture: Architecture
     items: Mapping[str, Counts]
     batch_size: int
@@ -74,6 +75,9 @@ class Settings:
     multitask: Training
     fisher_examples: int
     """Examples of an expert's own training data that its Fisher information is estimated from."""
+    training_seed: int = 0
+    """Of initial weights, batches, and the examples of Fisher information: sets that differ in it alone share their
+    items, so that scores can be paired."""
 
     def __post_init__(self) -> None:
         for group, mapping in (
