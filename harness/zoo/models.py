@@ -125,8 +125,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
         raise unknown_name("builder of zoo", str(builder), BUILDERS)
     if config.get("training_seed") is not None:
         raise GraftbenchError(
-            f"zoo.training_seed states how checkpoints of your own were trained; zoo={config.get('name')} is built with "
-            "a seed that is an option of its own, such as zoo.build.training_seed=1"
+            f"zoo.training_seed states how checkpoints of your own were trained; zoo={config.get('name')} is built "
+            "with a seed that is an option of its own, such as zoo.build.training_seed=1"
         )
     for key in NAMED_KEYS:
         if config.get(key):
