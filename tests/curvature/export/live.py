@@ -62,21 +62,20 @@ def saved(folder: Path, model: Any) -> Path:
     return folder
 
 
-def assert_merges_like_live(tmp_path: Path, exported: Path, live: Mapping[str, Tensor], metadata: Any = None) -> None:
+def assert_merges_like_live(tmp_path: Path, exported: Path, live: Mapping[str, Tensor], **changed: Any) -> None:
     """OTA with the exported file is OTA with the optimizer's own state, to the bit.
 
     The other expert was trained for 2,000 steps, so that the bias correction of the one counts.
     """
-    base, experts = saved(tmp_path / "ota.base", tied_model(seed=7)), {}
+    base, experts = saved(tmp_path / "ota.base", tied_model(seed=7, **changed)), {}
     for seed, name in enumerate(("one", "other")):
-        experts[name] = saved(tmp_path / f"ota.{name}", tied_model(seed=8 + seed))
+        experts[name] = saved(tmp_path / f"ota.{name}", tied_model(seed=8 + seed, **changed))
     models = {"base": base, **experts}
     generator = torch.Generator().manual_seed(3)
     random = {name: torch.rand(value.shape, generator=generator) / 512 for name, value in live.items()}
     write_second_moments(tmp_path / "other.v", random, SecondMomentsMetadata("adam", "AdamW", 0.999, 2000))
     with SecondMoments(exported) as moments:
-        metadata = metadata or moments.metadata
-    write_second_moments(tmp_path / "live.v", live, metadata)
+        write_second_moments(tmp_path / "live.v", live, moments.metadata)
     found = merged(Ota(), models, {"one": exported, "other": tmp_path / "other.v"})
     assert same_bytes(found, merged(Ota(), models, {"one": tmp_path / "live.v", "other": tmp_path / "other.v"}))
     plain = merged(Ota(), models, {"one": tmp_path / "other.v", "other": tmp_path / "other.v"})
