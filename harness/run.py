@@ -27,6 +27,7 @@ from harness.evaluation.suite import Suite
 from harness.evaluation.worker import FolderSubject, MergeSubject, evaluate_alone, shared_engine
 from harness.files import canonical_json, text_digest, write_text_atomically
 from harness.merging import CutoffStore, Execution, MergePlan, MergeRequest, merge_to_folder, resolve_devices
+from harness.merging.cost import needs
 from harness.merging.plan import KernelChoice
 from harness.method_choice import MethodSettings, Unmerged
 from harness.results import Record, Store
@@ -49,6 +50,8 @@ class Model:
     weights_digest: str
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds: `merge` for all of it, of which `cutoffs` for finding where selections end."""
+    peak_bytes: int | None = None
+    """How far memory grew while it was merged; None where it was not, or the system does not tell."""
 
 
 def run(settings: RunSettings) -> Record:
@@ -80,9 +83,12 @@ def run(settings: RunSettings) -> Record:
         asked = subject.tokenizer_model.folder if isinstance(subject, MergePlan) else subject.folder
         preflight(suite, asked, getattr(engine, "max_length", None))
         started = time.perf_counter()
-        weights, evaluation, seconds = answered(subject, settings, suite, engine)
+        weights, evaluation, seconds, peak_bytes = answered(subject, settings, suite, engine)
         seconds = {**evaluation.seconds_by_phase(), **seconds}
         seconds["evaluate"] = time.perf_counter() - started - seconds.get("merge", 0.0)
+        costs = {}
+        if isinstance(subject, MergePlan) and isinstance(settings.method.method, Method):
+            costs = needs(subject) | ({} if peak_bytes is None else {"peak_memory_bytes": peak_bytes})
     record = Record(
         key=key,
         **about,
@@ -91,6 +97,7 @@ def run(settings: RunSettings) -> Record:
         timings={phase: round(value, 3) for phase, value in seconds.items()},
         tasks=evaluation.tasks,
         circumstances=evaluation.circumstances,
+        costs=costs,
     )
     store.put(record, evaluation.answers)
     scores = ", ".join(f"{name} {score:.1f}" for name, score in record.capability_scores().items())
@@ -217,8 +224,8 @@ def described(method: MethodSettings, zoo: Zoo) -> dict[str, Any]:
 
 def answered(
     subject: MergePlan | Checkpoint, settings: RunSettings, suite: Suite, engine: Engine
-) -> tuple[str, Evaluation, dict[str, float]]:
-    """The digest of a model's weights, its evaluation, and seconds by phase, merging included.
+) -> tuple[str, Evaluation, dict[str, float], int | None]:
+    """The digest of a model's weights, its evaluation, seconds by phase, merging included, and the merge's memory.
 
     A merge goes through a checkpoint on disk into an engine of its own; or straight into the one that a sweep shares.
     """
@@ -232,13 +239,13 @@ def answered(
         given = shared_engine(engine).evaluate(whole, suite, room)
         ledger = merges / f"{_merge_name(subject, settings)}.json"
         _check_reproduced(ledger, given.loaded.arithmetic, given.loaded.weights_digest)
-        return given.loaded.weights_digest, given.evaluation, given.loaded.seconds
+        return given.loaded.weights_digest, given.evaluation, given.loaded.seconds, None
     with materialised(subject, settings) as model:
         if settings.engine == "shared":
             given = shared_engine(engine).evaluate(FolderSubject(model.folder), suite, room)
-            return model.weights_digest, given.evaluation, {**given.loaded.seconds, **model.timings}
+            return model.weights_digest, given.evaluation, {**given.loaded.seconds, **model.timings}, model.peak_bytes
         evaluation = (evaluate_alone if engine.own_process else evaluate)(model.folder, suite, engine)
-        return model.weights_digest, evaluation, model.timings
+        return model.weights_digest, evaluation, model.timings, model.peak_bytes
 
 
 @contextlib.contextmanager
@@ -260,7 +267,7 @@ def materialised(subject: MergePlan | Checkpoint, settings: RunSettings) -> Iter
             shutil.rmtree(merges / name, ignore_errors=True)
             folder = folder.rename(merges / name)
         cutoffs, whole = report.seconds["cutoffs"], sum(report.seconds.values())
-        yield Model(folder, report.weights_digest, {"cutoffs": cutoffs, "merge": whole})
+        yield Model(folder, report.weights_digest, {"cutoffs": cutoffs, "merge": whole}, report.peak_bytes)
     finally:
         if not settings.keep:
             shutil.rmtree(folder, ignore_errors=True)

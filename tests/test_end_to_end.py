@@ -72,8 +72,12 @@ def test_a_sweep_records_every_method_and_a_second_one_reads_the_store(
         assert [task.capability for task in record.tasks] == list(CAPABILITIES)
         assert all(len(task.outcomes) == 6 for task in record.tasks)
         assert record.weights_digest and record.timings["merge"] > 0
+        assert record.costs["peak_memory_bytes"] > 0
         assert (home / "results" / f"{record.key}.parquet").is_file()
     assert len({found[method].weights_digest for method in methods}) == len(methods)
+    extra = {method: found[method].costs["extra_bytes_per_expert"] for method in methods}
+    assert extra["linear"] == extra["ties"] == 0 < extra["ota_ffg_compressed"] < extra["ota_ffg"] == extra["fisher"]
+    assert found["fisher"].costs["data_needed"] == "labelled examples"
 
     times = {path: path.stat().st_mtime_ns for path in (home / "results").iterdir()}
     with caplog.at_level(logging.INFO):
