@@ -96,6 +96,14 @@ class BoardSettings(EvaluationSettings):
 
     out: Path | None = None
     records: Path | None = None
+    training_seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.training_seeds and not self.zoo.get("builder"):
+            raise GraftbenchError(
+                f"training_seeds={list(self.training_seeds)} is for sets that are built, and "
+                f"zoo={self.zoo.get('name')} is not; rank a folder of records with records=FOLDER"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

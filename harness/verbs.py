@@ -166,15 +166,19 @@ def _experts_in_turn(configuration: str, experts: list[str]) -> list[list[str]]:
 
 
 def _records_for(settings: BoardSettings) -> list[Record]:
-    """The store's records of that zoo, suite, split and engine."""
-    models = resolve_zoo(settings.zoo, settings.home, build=False)
-    suite = suite_fields(with_data_of(settings.suite, models))
+    """The store's records of that zoo (with each of the training seeds that are asked for), suite, split and engine."""
     engine = engine_from_config(settings.backend).describe()
+    digests = set()
+    for seed in settings.training_seeds or (None,):
+        build = dict(settings.zoo.get("build") or {}) | ({} if seed is None else {"training_seed": seed})
+        zoo = {**settings.zoo, "build": build} if seed is not None else settings.zoo
+        models = resolve_zoo(zoo, settings.home, build=False)
+        digests.add((models.digest, suite_fields(with_data_of(settings.suite, models))["digest"]))
     found = Store(settings.home / "results").records()
     wanted = [
         record
         for record in found
-        if (record.zoo["digest"], record.suite["digest"], record.engine) == (models.digest, suite["digest"], engine)
+        if record.engine == engine and (record.zoo["digest"], record.suite["digest"]) in digests
     ]
     if not wanted:
         raise GraftbenchError(

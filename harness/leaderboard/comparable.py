@@ -28,15 +28,20 @@ def unique_records(records: Sequence[Record]) -> list[Record]:
     Raises:
         GraftbenchError: two records of one key have different outcomes.
     """
-    by_key: dict[str, Record] = {}
-    for record in sorted(records, key=lambda record: (record.key, to_json(record))):
-        kept = by_key.setdefault(record.key, record)
-        if _outcomes_by_item(kept) != _outcomes_by_item(record):
-            raise GraftbenchError(
-                f"two records have the key {record.key} ('{kept.label}', '{record.label}') but different "
-                "outcomes; one of them was altered: delete it, or evaluate again"
-            )
-    return list(by_key.values())
+    by_key: dict[str, list[Record]] = {}
+    for record in records:
+        by_key.setdefault(record.key, []).append(record)
+    unique = []
+    for key, alike in sorted(by_key.items()):
+        kept, *others = sorted(alike, key=to_json) if len(alike) > 1 else alike
+        for record in others:
+            if _outcomes_by_item(kept) != _outcomes_by_item(record):
+                raise GraftbenchError(
+                    f"two records have the key {key} ('{kept.label}', '{record.label}') but different "
+                    "outcomes; one of them was altered: delete it, or evaluate again"
+                )
+        unique.append(kept)
+    return unique
 
 
 def check_comparable(records: Sequence[Record]) -> None:

@@ -1,7 +1,6 @@
 """Paired tests by flipping signs, and their correction for how many there are."""
 
 from collections.abc import Sequence
-from math import ceil
 
 import numpy as np
 from scipy.special import gammaln
@@ -14,9 +13,10 @@ SEED = 0
 
 _TIED = 1e-9
 """Sums that differ by less, relative to the largest that is possible, are the same number summed in another order."""
-_DISTINCT = 64
-"""Up to so many different sizes of a difference, sums are drawn as counts of coins; beyond, sign by sign."""
-_BITS_AT_ONCE = 8_000_000
+_COMMON = 16
+"""From so many differences of one size on, their sum is drawn as a count of coins."""
+_TABLED = 8
+"""Of rarer sizes so many have their sums looked up at once, by a random byte."""
 
 
 def sign_flip_p_values(differences: FloatArray, draws: int = FLIPS, seed: int = SEED) -> FloatArray:
@@ -27,8 +27,8 @@ def sign_flip_p_values(differences: FloatArray, draws: int = FLIPS, seed: int = 
 
     Differences of equal size are interchangeable: of k of them a Binomial(k, 1/2) number keeps its sign. So the
     distribution of the sum is computed exactly where few sums are possible (for one task of right and wrong answers
-    it is the exact McNemar test), and drawn as counts of coins otherwise. A drawn p-value counts the pattern seen
-    among the draws, which keeps it valid. A column without any difference has p = 1.
+    it is the exact McNemar test), and drawn otherwise, equal sizes as a count of coins. A drawn p-value counts the
+    pattern seen among the draws, which keeps it valid. A column without any difference has p = 1.
 
     Args:
         differences: shape (clusters, pairs), what each cluster adds to the difference between two averages.
@@ -37,19 +37,12 @@ def sign_flip_p_values(differences: FloatArray, draws: int = FLIPS, seed: int = 
     the count of the pattern seen: Phipson and Smyth 2010, Statistical Applications in Genetics 9, article 39.
     """
     p_values = np.ones(differences.shape[1])
-    sign_by_sign = []
     for pair in range(differences.shape[1]):
         sizes, counts, total = _sizes(differences[:, pair])
         if not len(sizes):
             continue
-        if np.prod(counts + 1.0) <= draws:
-            p_values[pair] = _exact(sizes, counts, total)
-        elif len(sizes) <= _DISTINCT:
-            p_values[pair] = _by_coins(sizes, counts, total, draws, seed)
-        else:
-            sign_by_sign.append(pair)
-    if sign_by_sign:
-        p_values[sign_by_sign] = _by_signs(differences[:, sign_by_sign], draws, seed)
+        exact = np.prod(counts + 1.0) <= draws
+        p_values[pair] = _exact(sizes, counts, total) if exact else _drawn(sizes, counts, total, draws, seed)
     return p_values
 
 
@@ -91,11 +84,17 @@ def _exact(sizes: FloatArray, counts: FloatArray, total: float) -> float:
     return min(1.0, float(np.exp(logs[_as_far(sums, sizes, counts, total)]).sum()))
 
 
-def _by_coins(sizes: FloatArray, counts: FloatArray, total: float, draws: int, seed: int) -> float:
+def _drawn(sizes: FloatArray, counts: FloatArray, total: float, draws: int, seed: int) -> float:
     generator = np.random.default_rng(seed)
     sums = np.zeros(draws)
-    for size, count in zip(sizes, counts.astype(int).tolist(), strict=True):
+    common = counts >= _COMMON
+    for size, count in zip(sizes[common], counts[common].astype(int).tolist(), strict=True):
         sums += size * (2.0 * _heads(generator, count, draws) - count)
+    rare = np.repeat(sizes[~common], counts[~common].astype(int))
+    signs = 2.0 * np.unpackbits(np.arange(2**_TABLED, dtype=np.uint8)[:, None], axis=1) - 1
+    for start in range(0, len(rare), _TABLED):
+        part = rare[start : start + _TABLED]
+        sums += (signs[:, : len(part)] @ part)[generator.integers(0, 2**_TABLED, size=draws, dtype=np.uint8)]
     return (1 + int(_as_far(sums, sizes, counts, total).sum())) / (1 + draws)
 
 
@@ -107,23 +106,6 @@ def _heads(generator: np.random.Generator, coins: int, draws: int) -> FloatArray
     if left := coins % 64:
         total += np.bitwise_count(generator.integers(0, 2**left, size=draws, dtype=np.uint64))
     return total
-
-
-def _by_signs(differences: FloatArray, draws: int, seed: int) -> FloatArray:
-    """The same signs for all pairs, a few million at a time."""
-    generator = np.random.default_rng(seed)
-    clusters, pairs = differences.shape
-    largest = np.abs(differences).sum(axis=0)
-    total = np.abs(differences.sum(axis=0)) - 1e-6 * largest  # signs are multiplied in single precision
-    narrow = differences.astype(np.float32)
-    at_once = max(1, _BITS_AT_ONCE // clusters)
-    as_far = np.zeros(pairs)
-    for start in range(0, draws, at_once):
-        size = min(at_once, draws - start)
-        bits = np.unpackbits(np.frombuffer(generator.bytes(ceil(size * clusters / 8)), np.uint8))[: size * clusters]
-        signs = bits.reshape(size, clusters).astype(np.float32) * 2 - 1
-        as_far += (np.abs(signs @ narrow) >= total).sum(axis=0)
-    return np.asarray((1 + as_far) / (1 + draws))
 
 
 def _as_far(sums: FloatArray, sizes: FloatArray, counts: FloatArray, total: float) -> np.ndarray:

@@ -39,15 +39,15 @@ def test_tasks_of_different_weight_are_enumerated() -> None:
     assert expected == pytest.approx(result.pvalue)
 
 
-@pytest.mark.parametrize("distinct", [module._DISTINCT, 0])
-def test_drawn_p_values_agree_with_the_exact_ones(monkeypatch: pytest.MonkeyPatch, distinct: int) -> None:
-    """By coins, and sign by sign."""
+@pytest.mark.parametrize("common", [1, 16, 1000])
+def test_drawn_p_values_agree_with_the_exact_ones(monkeypatch: pytest.MonkeyPatch, common: int) -> None:
+    """As counts of coins, from tables of bytes, and as both."""
     generator = np.random.default_rng(1)
     sizes = generator.choice([1 / 1500, 1 / 1000, 1 / 800], size=(120, 8))
     differences = sizes * generator.choice([-1.0, 0.0, 0.0, 1.0], p=[0.2, 0.3, 0.2, 0.3], size=sizes.shape)
     exact = sign_flip_p_values(differences)
     monkeypatch.setattr(module, "_exact", lambda *_: pytest.fail("it should be drawn"))
-    monkeypatch.setattr(module, "_DISTINCT", distinct)
+    monkeypatch.setattr(module, "_COMMON", common)
     draws = 20_000
     monkeypatch.setattr(np, "prod", lambda _: float("inf"))
     drawn = sign_flip_p_values(differences, draws=draws)
