@@ -66,7 +66,7 @@ $(VLLM)/installed: pyproject.toml constraints.txt constraints-vllm.txt
 vllm: $(VLLM)/installed ## install graftbench with vLLM's build for processors in an environment of its own (3.5 GB)
 
 vllm-test: vllm ## the tests that need vLLM, which `make pytest` skips, run where it is installed
-	$(VLLM)/bin/pytest tests/evaluation/test_vllm.py
+	$(VLLM)/bin/pytest tests/evaluation/test_vllm.py tests/evaluation/test_vllm_ranks.py
 
 benchmark: install mergekit ## measure merges beside mergekit's (20 GB of disk, half an hour), write benchmarks/merge_speed.md
 	$(BIN)/python -m benchmarks.merge_speed $(BENCHMARK_FOLDER) --mergekit-python $(PEER)/bin/python --report

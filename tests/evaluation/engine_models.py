@@ -1,14 +1,14 @@
 """Random Llama models, with tied and untied heads, long enough for prefix caches; and engines that go wrong."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.evaluation.engines import HFEngine, Weights
+from harness.evaluation.engines.samples import Held
 from tests.checkpoints.llama import llama
 
 PROMPTS = (
@@ -60,15 +60,16 @@ class Faulty(HFEngine):
 
     fault = ""
 
-    def exchange(self, lm: Any, weights: Weights) -> None:
+    def exchange(self, lm: Any, weights: Weights) -> Sequence[Mapping[str, str]]:
         """Exchange the weights, less what the fault leaves out."""
         own = lm.model.state_dict()
         with torch.no_grad():
             for name, tensor in weights:
                 if not (self.fault == "skipped tensor" and name == "model.layers.1.mlp.down_proj.weight"):
                     own[name].copy_(tensor)
+        return ()
 
-    def held(self, lm: Any, shapes: Any) -> Iterator[tuple[str, Tensor]]:
+    def held(self, lm: Any, shapes: Any) -> Iterator[Held]:
         """Nothing can be read back, as of matrices that vLLM packs: the canary is on its own."""
         yield from ()
 

@@ -1,8 +1,9 @@
 """The guards of an engine that stands while models come and go: each is shown to fire, and to keep quiet."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,8 +132,8 @@ def test_an_old_tied_head(tiny_model: Path, tmp_path: Path) -> None:
             return lm
 
     class Old(Apart):
-        def exchange(self, lm: object, weights: Weights) -> None:
-            super().exchange(lm, ((name, tensor) for name, tensor in weights if name != "lm_head.weight"))
+        def exchange(self, lm: object, weights: Weights) -> Sequence[Mapping[str, str]]:
+            return super().exchange(lm, ((name, tensor) for name, tensor in weights if name != "lm_head.weight"))
 
     fresh = read_canary(HFEngine(device="cpu").load(tied))
     with FolderSubject(tied).open() as model:
@@ -157,9 +158,38 @@ def test_the_engine_goes_back_to_an_older_model(models: Models) -> None:
     with FolderSubject(models.one).open() as one, FolderSubject(models.other).open() as other:
         engine.load(one)
         engine.load(other)
-        engine.engine.exchange = lambda lm, weights: [None for _ in weights]  # type: ignore[method-assign, assignment]
+        engine.engine.exchange = lambda lm, weights: [_ for _ in weights if False]  # type: ignore[method-assign, assignment]
         with pytest.raises(GraftbenchError, match=r"what the same weights answered before"):
             engine.load(one)
+
+
+class Ranks(Faulty):
+    """As if the tensors went to two other processes: what each says that it got is altered."""
+
+    wrong: Mapping[str, str] = {}
+
+    def exchange(self, lm: Any, weights: Weights) -> Sequence[Mapping[str, str]]:
+        digests = {}
+
+        def passing() -> Weights:
+            for name, tensor in weights:
+                digests[name] = tensor_digest(tensor)
+                yield name, tensor
+
+        super().exchange(lm, passing())
+        return [digests, {name: digest for name, digest in {**digests, **self.wrong}.items() if digest}]
+
+
+def test_what_arrives_in_another_process_must_be_what_was_sent(models: Models) -> None:
+    """Altered, lost or surplus on the way to one of the ranks; a tied head's copy counts like any tensor."""
+    engine = standing(Ranks(device="cpu"), models)
+    with FolderSubject(models.one).open() as one:
+        engine.load(one)
+        for wrong in ({"lm_head.weight": ""}, {"model.norm.weight": "other"}, {"model.more.weight": "one"}):
+            engine.engine.wrong = wrong  # type: ignore[attr-defined]
+            (name,) = wrong
+            with pytest.raises(GraftbenchError, match=rf"1 tensors, such as '{name}', arrived in process 1 of 2 of"):
+                engine.load(one)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """vLLM itself, on whatever it was built for: `make vllm-test` runs these where it is installed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,21 +87,22 @@ class Faulty(VLLMEngine):
     silent = True
     """Whether vLLM's warnings go unheard, so that only other guards are left."""
 
-    def exchange(self, lm: Any, weights: Weights) -> None:
+    def exchange(self, lm: Any, weights: Weights) -> Sequence[Mapping[str, str]]:
         """Exchange the weights as the fault has it."""
         dropped = {"skipped tensor": "model.layers.1.mlp.down_proj.weight", "old head": "lm_head.weight"}
         left = ((name, tensor) for name, tensor in weights if name != dropped.get(self.fault))
         if self.fault == "cache refuses":
             with mock.patch.object(lm.model, "reset_prefix_cache", lambda: False):
-                super().exchange(lm, left)
+                return super().exchange(lm, left)
         elif self.fault == "stale cache":
             with mock.patch.object(lm.model, "reset_prefix_cache", lambda: True):
-                super().exchange(lm, left)
+                return super().exchange(lm, left)
         elif self.fault and self.silent:
             lm.model.collective_rpc("reload_weights", kwargs={"weights_iterator": left})
             lm.model.reset_prefix_cache()
+            return ()
         else:
-            super().exchange(lm, left)
+            return super().exchange(lm, left)
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from harness.errors import GraftbenchError, unknown_name
 from harness.evaluation.engines.dtypes import check_dtype, dtype_of
 from harness.evaluation.engines.interface import Weights
+from harness.evaluation.engines.samples import Held, sampled_in_part
 
 
 @dataclass
@@ -66,7 +66,7 @@ class HFEngine:
         model = model.eval().to(self.resolved_device())
         return self._asked_through(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder))
 
-    def exchange(self, lm: Any, weights: Weights) -> None:
+    def exchange(self, lm: Any, weights: Weights) -> Sequence[Mapping[str, str]]:
         """Copy each tensor over the one of its name.
 
         Raises:
@@ -82,10 +82,13 @@ class HFEngine:
                 left.discard(name)
         if left:
             raise GraftbenchError(f"{len(left)} tensors of the model were not replaced, such as '{min(left)}'")
+        return ()
 
-    def held(self, lm: Any, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
-        """All of the model's tensors."""
-        yield from lm.model.state_dict().items()
+    def held(self, lm: Any, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Held]:
+        """Of all the model's tensors."""
+        for name, tensor in lm.model.state_dict().items():
+            if name in shapes:
+                yield sampled_in_part(name, tensor, shapes[name], (0,) * tensor.dim())
 
     def cached_tokens(self, lm: Any, prompt: str) -> int:
         """None: every prompt is computed whole."""

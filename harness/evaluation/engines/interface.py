@@ -1,10 +1,12 @@
 """What an engine can do, whatever answers behind it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
+
+from harness.evaluation.engines.samples import Held
 
 Weights = Iterable[tuple[str, Tensor]]
 """Names and tensors of a whole checkpoint, one after the other; each tensor stays as it is after the next is taken."""
@@ -40,15 +42,17 @@ class Engine(Protocol):
         """The same for weights that come later: configuration and tokenizer are read, the weights are of no model."""
         ...
 
-    def exchange(self, lm: Any, weights: Weights) -> None:
+    def exchange(self, lm: Any, weights: Weights) -> Sequence[Mapping[str, str]]:
         """Replace all weights of a loaded model where they lie, and forget all that was computed with the old ones.
 
-        Any error leaves the model in no state to be used.
+        Returns for each process that they were sent to the digests of what arrived there, by name; nothing where they
+        stayed in this one. Any error leaves the model in no state to be used.
         """
         ...
 
-    def held(self, lm: Any, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
-        """The weights that the model has now, by their names in a checkpoint, as far as they can be read back.
+    def held(self, lm: Any, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Held]:
+        """Samples of the weights that the model has now, by their names in a checkpoint, as far as they can be read
+        back; of one tensor there may be several parts.
 
         Args:
             lm: the model.

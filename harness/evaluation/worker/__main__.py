@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ from multiprocessing.connection import Connection
 
 from harness.errors import GraftbenchError
 from harness.evaluation import sandbox
+from harness.evaluation.engines.ranks import forget_names
 from harness.evaluation.worker.process import Reply
 from harness.evaluation.worker.requests import Kept
 
@@ -38,14 +40,20 @@ def main(descriptor: int) -> None:
             reply = Reply("broken", f"{error}", traceback.format_exc())
         connection.send(reply)
     sandbox.stop()
-    os._exit(0)  # vLLM's threads and caches need not be taken down one by one
+    _end_all()  # vLLM's threads, processes and caches need not be taken down one by one
 
 
 def _end_with(parent: int) -> None:
     """End this process when the one that it works for is gone: killed, it cannot say so."""
     while os.getppid() == parent:
         time.sleep(_WATCH_SECONDS)
-    os._exit(1)
+    _end_all()
+
+
+def _end_all() -> None:
+    """End this process and those that engines have started, which are in its group (see `Worker`)."""
+    forget_names()
+    os.killpg(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

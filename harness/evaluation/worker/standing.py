@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,12 @@ from torch import Tensor
 from harness.checkpoints import role_and_layer
 from harness.errors import GraftbenchError
 from harness.evaluation.engines import Engine, Weights
+from harness.evaluation.engines.samples import sampled
 from harness.evaluation.worker.canary import CACHED_PROMPT, TOLERANCE, Canary, read_canary
 from harness.evaluation.worker.subject import Opened, Table
 from harness.merging.merge import tensor_digest, weights_digest
 
 HEAD = "lm_head.weight"
-
-_SAMPLES = 256
-"""Entries of each tensor that are compared with what the engine holds."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,9 @@ class StandingEngine:
         passage = _Passage(self.table)
         self.engine.cached_tokens(self.lm, CACHED_PROMPT)  # something of the model before, for the cache to forget
         started = time.perf_counter()
-        self.engine.exchange(self.lm, passage.through(model.weights()))
+        arrived = self.engine.exchange(self.lm, passage.through(model.weights()))
         passage.check_complete()
+        passage.check_arrived(arrived)
         exchanged = time.perf_counter()
         self._check_held(passage.samples)
         stale = self.engine.cached_tokens(self.lm, CACHED_PROMPT)
@@ -136,12 +135,12 @@ class StandingEngine:
 
     def _check_held(self, samples: dict[str, Tensor]) -> None:
         shapes = {name: shape for name, (shape, _) in self.table.items()}
-        for name, tensor in self.engine.held(self.lm, shapes):
-            if name not in samples:
+        for held in self.engine.held(self.lm, shapes):
+            if held.name not in samples:
                 continue
-            held = _sampled(tensor)
-            if not torch.equal(held, samples[name].to(held.dtype)):
-                raise GraftbenchError(f"the engine holds other values of '{name}' than were sent to it")
+            sent = samples[held.name][held.which]
+            if not torch.equal(held.values, sent.to(held.values.dtype)):
+                raise GraftbenchError(f"the engine holds other values of '{held.name}' than were sent to it")
 
 
 class _Passage:
@@ -149,6 +148,8 @@ class _Passage:
 
     def __init__(self, table: Table) -> None:
         self.digests: dict[str, str] = {}
+        self.copies: dict[str, str] = {}
+        """Digests of what is sent besides the model's tensors."""
         self.samples: dict[str, Tensor] = {}
         self.waited = 0.0
         """Seconds until the tensors were there."""
@@ -165,9 +166,10 @@ class _Passage:
                 return
             self._check(name, tensor)
             self.digests[name] = tensor_digest(tensor)
-            self.samples[name] = _sampled(tensor)
+            self.samples[name] = sampled(tensor)
             yield name, tensor
             if HEAD not in self._table and role_and_layer(name)[0] == "embedding" and "embed_tokens" in name:
+                self.copies[HEAD] = self.digests[name]
                 yield HEAD, tensor.clone()
 
     def check_complete(self) -> None:
@@ -175,6 +177,17 @@ class _Passage:
         missing = self._table.keys() - self.digests.keys()
         if missing:
             raise GraftbenchError(f"{len(missing)} tensors did not come, such as '{min(missing)}'")
+
+    def check_arrived(self, arrived: Sequence[Mapping[str, str]]) -> None:
+        """Every process that the tensors were sent to must have got all of them as they were sent."""
+        sent = {**self.digests, **self.copies}
+        for number, digests in enumerate(arrived):
+            wrong = sorted(name for name in sent.keys() | digests.keys() if digests.get(name) != sent.get(name))
+            if wrong:
+                raise GraftbenchError(
+                    f"{len(wrong)} tensors, such as '{wrong[0]}', arrived in process {number} of {len(arrived)} of the "
+                    "engine otherwise than they were sent, or not at all"
+                )
 
     def _check(self, name: str, tensor: Tensor) -> None:
         found = (tuple(tensor.shape), tensor.dtype)
@@ -205,13 +218,6 @@ class _Decoy:
 
     def checkpoint(self, room: Path) -> Path:
         raise NotImplementedError("a decoy is never written")
-
-
-def _sampled(tensor: Tensor) -> Tensor:
-    """Entries spread evenly over a tensor, the first and the last among them."""
-    flat = tensor.detach().reshape(-1)
-    places = torch.linspace(0, max(flat.numel() - 1, 0), min(flat.numel(), _SAMPLES), dtype=torch.float64).long()
-    return flat[places.to(flat.device)].cpu().clone()
 
 
 def _shown(entry: Any) -> str:
