@@ -8,8 +8,10 @@ sample can guess between which scores a cutoff lies, the first pass proves it as
 asks for another density.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from harness.merging.execution import Pool, Workbench, ahead
 from harness.merging.pieces import Piece
 from harness.merging.plan import MergePlan
 from harness.merging.scores import Counts, Inside, cutoffs_at, locate, pattern_of, score_tiles, scored_together
+from harness.merging.tensor_cutoffs import FindInTensor, fits_one_worker
 from methods import Cutoff, Selection
 from methods.interface import per_expert
 from methods.selection import entries_to_keep
@@ -82,27 +85,63 @@ def cutoffs_in_turn(
         for info in parameters:
             yield info, tuple(cutoff.within(info.name) for cutoff in settled.values())
     elif plan.method.selection() is not None:
-        yield from ahead(((info, _in_tensor(plan, pool, info)) for info in parameters), depth=2)
+        yield from ahead(_in_tensors(plan, pool, parameters), depth=2)
     else:
         for info in parameters:
             yield info, None
 
 
-def _in_tensor(plan: MergePlan, pool: Pool, info: TensorInfo) -> tuple[Cutoff, ...]:
+_Wanted = tuple[TensorInfo, dict[str, ExpertCutoff], dict[str, int]]
+"""A parameter, its experts' cutoffs that need no search, and how many entries of the other experts shall survive."""
+
+
+def _in_tensors(
+    plan: MergePlan, pool: Pool, parameters: Iterator[TensorInfo]
+) -> Iterator[tuple[TensorInfo, tuple[Cutoff, ...]]]:
+    """Cutoffs within each parameter: of those that fit into a worker's memory, several at the same time."""
+    wanted = (_wanted_in(plan, info) for info in parameters)
+    for fit, group in groupby(wanted, lambda each: fits_one_worker(plan, each[0], each[2])):
+        if fit:
+            yield from _by_one_worker_each(plan, pool, group)
+        else:
+            yield from ((each[0], _in_tensor(plan, pool, *each)) for each in group)
+
+
+def _by_one_worker_each(
+    plan: MergePlan, pool: Pool, wanted: Iterator[_Wanted]
+) -> Iterator[tuple[TensorInfo, tuple[Cutoff, ...]]]:
+    begun: deque[dict[str, ExpertCutoff]] = deque()
+
+    def tasks() -> Iterator[tuple[FindInTensor, Piece]]:
+        for info, found, ranks in wanted:
+            begun.append(found)
+            yield FindInTensor(scored_together(plan, ranks), tuple(ranks.items())), Piece(info, 0, info.entries)
+
+    for piece, searched, _ in pool.run(tasks()):
+        cutoffs = {name: cutoff.within(piece.info.name) for name, cutoff in begun.popleft().items()} | searched
+        yield piece.info, tuple(cutoffs[name] for name in plan.experts)
+
+
+def _wanted_in(plan: MergePlan, info: TensorInfo) -> _Wanted:
     selection = plan.method.selection_in(plan.site(info))
     if selection is None:
-        return tuple(Cutoff(-torch.inf) for _ in plan.experts)
+        return info, {name: ExpertCutoff(-torch.inf) for name in plan.experts}, {}
     wanted = _ranks(selection, tuple(plan.experts), info.entries)
     found = {name: cutoff for name, cutoff in wanted.items() if isinstance(cutoff, ExpertCutoff)}
-    ranks = {name: rank for name, rank in wanted.items() if isinstance(rank, int)}
+    return info, found, {name: rank for name, rank in wanted.items() if isinstance(rank, int)}
+
+
+def _in_tensor(
+    plan: MergePlan, pool: Pool, info: TensorInfo, found: Mapping[str, ExpertCutoff], ranks: Mapping[str, int]
+) -> tuple[Cutoff, ...]:
     searched = bracketed_cutoffs(plan, pool, ranks, [info])
     missing = {name: rank for name, rank in ranks.items() if name not in searched}
     if missing:
         search = _Search(plan, missing, [info], _LOWER_BITS["tensor"])
         fresh = search.result(pool, {}, hundredths=False)
         searched |= {name: fresh[name].cutoffs[rank] for name, rank in missing.items()}
-    found |= {name: _settled(plan, pool, name, cutoff) for name, cutoff in searched.items()}
-    return tuple(found[name].within(info.name) for name in plan.experts)
+    settled = {name: _settled(plan, pool, name, cutoff) for name, cutoff in searched.items()}
+    return tuple({**found, **settled}[name].within(info.name) for name in plan.experts)
 
 
 def _kept(known: Mapping[str, KnownCutoffs], name: str) -> Mapping[int, ExpertCutoff]:

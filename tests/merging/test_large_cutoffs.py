@@ -54,7 +54,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_the_largest_of_many_are_kept(tmp_path: Path, base: Path, distribution: str) -> None:
+def test_the_largest_of_many_are_kept(
+    tmp_path: Path, base: Path, distribution: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(3)
     values = {name: DISTRIBUTIONS[distribution](math.prod(shape)).view(shape) for name, shape in SHAPES.items()}
     models = {"base": base, "x": write_checkpoint(tmp_path / "x", values)}
@@ -63,9 +65,11 @@ def test_the_largest_of_many_are_kept(tmp_path: Path, base: Path, distribution: 
         found = merged(Ties(density=density), models, execution=execution, store=store)
         wanted = kept_by_sorting(values, density)
         assert all(torch.equal(found[name] != 0, wanted[name]) for name in SHAPES), density
-        found = merged(Ties(density=density, scope="tensor"), models, execution=execution)
-        for name in SHAPES:
-            assert torch.equal(found[name] != 0, kept_by_sorting({name: values[name]}, density)[name]), density
+        for shared in (1, 4 * 10**9):  # in the memory of one worker, or what no worker holds alone
+            monkeypatch.setattr("harness.merging.tensor_cutoffs._MEMORY_SHARE", shared)
+            found = merged(Ties(density=density, scope="tensor"), models, execution=execution)
+            for name in SHAPES:
+                assert torch.equal(found[name] != 0, kept_by_sorting({name: values[name]}, density)[name]), density
 
 
 def test_small_tensors_do_not_spoil_the_guess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
