@@ -63,8 +63,8 @@ class ExpertCutoff:
 class KnownCutoffs:
     """What is known of one expert's scores."""
 
-    upper: NDArray[np.integer[Any]]
-    """How many scores share the upper bits of their patterns."""
+    upper: NDArray[np.integer[Any]] | None
+    """How many scores share the upper bits of their patterns; None until a second density was asked for."""
     cutoffs: Mapping[int, ExpertCutoff]
     """The cutoffs that keep so many entries."""
 
@@ -80,7 +80,8 @@ class CutoffStore:
         try:
             with np.load(self._folder / f"{key}.npz", allow_pickle=False) as stored:
                 found = json.loads(bytes(stored["cutoffs"]))
-                return KnownCutoffs(stored["upper"], {int(rank): _from_json(entry) for rank, entry in found.items()})
+                upper = stored["upper"] if stored["upper"].size else None
+                return KnownCutoffs(upper, {int(rank): _from_json(entry) for rank, entry in found.items()})
         except _UNREADABLE:
             return None
 
@@ -88,7 +89,8 @@ class CutoffStore:
         """Keep what was found."""
         text = json.dumps({rank: asdict(cutoff) for rank, cutoff in sorted(known.cutoffs.items())})
         stored = io.BytesIO()
-        np.savez_compressed(stored, upper=known.upper, cutoffs=np.frombuffer(text.encode(), dtype=np.uint8))
+        upper = np.empty(0, dtype=np.int64) if known.upper is None else known.upper
+        np.savez_compressed(stored, upper=upper, cutoffs=np.frombuffer(text.encode(), dtype=np.uint8))
         with file_written_atomically(self._folder / f"{key}.npz") as temporary:
             temporary.write_bytes(stored.getvalue())
 

@@ -4,12 +4,13 @@ A score is ≥ 0, so its fp32 bit pattern, read as an integer, has the order of 
 share the upper bits of their patterns: these counts tell in which bucket the k-th largest score lies. A second pass
 counts the lower bits inside of the buckets that matter. Together they give the k-th largest of any number of scores.
 The first pass depends on the expert alone, and the second resolves many densities at once, so both can be kept. Where a
-sample can guess between which scores a cutoff lies, the first pass proves it as well, and the second is left to whoever
-asks for another density.
+sample can guess between which scores a cutoff lies, a pass that counts no more than that proves it: what is kept for
+other densities is counted when a second one is asked for.
 """
 
+import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -64,11 +65,15 @@ def find_cutoffs(plan: MergePlan, store: CutoffStore | None = None) -> dict[str,
     found |= {name: known[name].cutoffs[rank] for name, rank in ranks.items() if rank in _kept(known, name)}
     missing = {name: rank for name, rank in ranks.items() if name not in found}
     if missing:
-        search = _Search(plan, missing, plan.parameters, _LOWER_BITS["model"])
-        upper = {name: known[name].upper for name in missing if name in known}
+        upper = {name: counts for name in missing if name in known and (counts := known[name].upper) is not None}
         plan.kernels.prepare(scored_together(plan, missing))
-        with Pool(plan, own_bytes=search.own_bytes) as pool:
-            fresh = search.result(pool, upper, hundredths=bool(keys))
+        with Pool(plan, own_bytes=_own_bytes(plan, missing)) as pool:
+            # Counting takes as long as all else in a pass; it is for whoever asks for a second density.
+            proved = {} if missing.keys() & known.keys() else bracketed_cutoffs(plan, pool, missing, plan.parameters)
+            fresh = {name: KnownCutoffs(None, {missing[name]: cutoff}) for name, cutoff in proved.items()}
+            if left := {name: rank for name, rank in missing.items() if name not in proved}:
+                search = _Search(plan, left, plan.parameters, _LOWER_BITS["model"])
+                fresh |= search.result(pool, upper, hundredths=bool(keys))
         found |= {name: each.cutoffs[missing[name]] for name, each in fresh.items()}
         if store is not None:
             for name in fresh.keys() & keys.keys():
@@ -177,11 +182,6 @@ class _Search:
         self._names = scored_together(plan, ranks)
         self._lower_bits = lower_bits
 
-    @property
-    def own_bytes(self) -> int:
-        """Memory in which each worker counts upper bits, where they are many."""
-        return len(self._names) * _buckets(self._lower_bits) * _COUNT_BYTES
-
     def result(self, pool: Pool, upper: Mapping[str, Counts], hundredths: bool) -> dict[str, KnownCutoffs]:
         """What was found for each expert.
 
@@ -229,7 +229,7 @@ class _Search:
                 totals += torch.from_numpy(counts)
         proved = proved_cutoffs(self._names, self._ranks, passed) if guessed else {}
         for own in pool.own if _is_kept(self._lower_bits) else []:
-            totals += own.view(torch.int64).view(shape)
+            totals += _kept_counts(own, shape)
             own.zero_()
         by_name = zip(self._names, totals.numpy(), strict=True)
         return {name: counts for name, counts in by_name if name in self._ranks}, proved
@@ -273,7 +273,7 @@ class _CountUpper:
     def __call__(self, bench: Workbench, piece: Piece, slot: int) -> tuple[Counts | None, list[Found]]:
         shape = (len(self.names), _buckets(self.lower_bits))
         kept = _is_kept(self.lower_bits)
-        totals = bench.own.view(torch.int64).view(shape).numpy() if kept else np.zeros(shape, dtype=np.int64)
+        totals = _kept_counts(bench.own, shape).numpy() if kept else np.zeros(shape, dtype=np.int64)
         inside = InsideBrackets(self.brackets)
         for _, scores in score_tiles(bench, self.names, piece):
             for expert, (counts, patterns) in enumerate(zip(totals, scores, strict=True)):
@@ -359,6 +359,16 @@ def _buckets(lower_bits: int) -> int:
 def _is_kept(lower_bits: int) -> bool:
     """Whether a worker adds up its counts of upper bits, since they are too many to hand over piece by piece."""
     return lower_bits == _LOWER_BITS["model"]
+
+
+def _own_bytes(plan: MergePlan, names: Iterable[str]) -> int:
+    """Memory in which each worker counts upper bits of some experts' scores, where they are many."""
+    return len(scored_together(plan, names)) * _buckets(_LOWER_BITS["model"]) * _COUNT_BYTES
+
+
+def _kept_counts(own: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A worker's counts, int64; there is room for as many experts as a search can begin with."""
+    return own.view(torch.int64)[: math.prod(shape)].view(shape)
 
 
 def _bytes_to_resolve(upper: Mapping[str, Counts], ranks: Mapping[str, list[int]]) -> int:

@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from harness.merging import CutoffStore, Execution
+from harness.merging.execution import Pool
 from methods.ties import Ties
 from tests.checkpoints.small import write_checkpoint
 from tests.merging.models import merged
@@ -86,3 +88,28 @@ def test_small_tensors_do_not_spoil_the_guess(tmp_path: Path, monkeypatch: pytes
     found = merged(Ties(density=0.3), models)
     wanted = kept_by_sorting(values, 0.3)
     assert all(torch.equal(found[name] != 0, wanted[name]) for name in values)
+
+
+def test_a_second_density_counts_for_all_further_ones(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One density costs one pass, a second and a third another each, and further hundredths none."""
+    passes: list[str] = []
+    run_over = Pool.run_over
+
+    def noting(pool: Pool, parameters: Any, task: Any) -> Any:
+        passes.append(type(task).__name__.removeprefix("_"))
+        return run_over(pool, parameters, task)
+
+    monkeypatch.setattr(Pool, "run_over", noting)
+    torch.manual_seed(3)
+    values = {name: torch.randn(shape) for name, shape in SHAPES.items()}
+    models = {"base": base, "x": write_checkpoint(tmp_path / "x", values)}
+    store, ran = CutoffStore(tmp_path / "store"), []
+    for density in (0.2, 0.3, 0.4, 0.5):
+        passes.clear()
+        found = merged(Ties(density=density), models, store=store)
+        wanted = kept_by_sorting(values, density)
+        assert all(torch.equal(found[name] != 0, wanted[name]) for name in SHAPES), density
+        ran.append([task for task in passes if task != "Sample"])
+    assert ran == [["CountInside"], ["CountUpper"], ["CountLower"], []]
