@@ -80,8 +80,8 @@ Stretch = tuple[_Flat, int, int]
 
 
 def recognises(path: Path) -> bool:
-    """Whether it is a folder with ranks' files, or one of steps with such."""
-    return path.is_dir() and bool(_step_folders(path))
+    """Whether it is a folder with ranks' files, or one of steps with such, or the file of one rank."""
+    return bool(_step_folders(path)) if path.is_dir() else _OPTIMIZER.fullmatch(path.name) is not None
 
 
 def read(path: Path) -> OptimizerState:
@@ -90,7 +90,7 @@ def read(path: Path) -> OptimizerState:
     Raises:
         GraftbenchError: a rank's file is missing, cut short or holds code, or the files are not of one step.
     """
-    folder = _step_folder(path)
+    folder = path.parent if path.is_file() else _step_folder(path)
     files = _files_of_ranks(folder)
     ranks = [_optimizer_of(file) for file in files]
     model = next((folder / name for name in _MODEL if (folder / name).is_file()), None)

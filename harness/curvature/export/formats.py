@@ -48,8 +48,8 @@ def format_of(path: Path) -> str:
         GraftbenchError: it has none that is known, or several.
     """
     found = [name for name, one in FORMATS.items() if one.recognises(path)]
-    if path.is_file() and "trainer" in found:
-        found = ["trainer"]
+    if path.is_file() and len(found) > 1:
+        found.remove("torch")  # which any file may be, where its name says no more
     if len(found) == 1:
         return found[0]
     if found:

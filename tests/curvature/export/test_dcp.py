@@ -75,7 +75,7 @@ def test_two_processes_with_fsdp(tmp_path: Path) -> None:
     for kind in ("fsdp1", "fsdp2"):
         live = load_file(tmp_path / kind / "live.safetensors")
         assert len({float(value.flatten()[0]) for value in live.values()}) == len(live), "one parameter is like another"
-        sharded, whole = tmp_path / kind / "state", tmp_path / kind / "optimizer.bin"
+        sharded, whole = tmp_path / kind / "state", tmp_path / kind  # which holds optimizer.bin
         assert {"__0_0.distcp", "__1_0.distcp"} <= {file.name for file in sharded.iterdir()}
         for source in (sharded, whole):
             report = export_second_moments(source, tmp_path / f"{kind}.{source.name}", tmp_path / "model")

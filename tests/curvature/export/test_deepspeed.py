@@ -84,6 +84,9 @@ def test_the_latest_step_is_taken(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "latest").write_text("global_step10")
     report = export_second_moments(tmp_path, tmp_path / "out", model_folder)
     assert same(load_file(report.path), {n: v + 10 for n, v in values.items()})
+    one_rank = tmp_path / "global_step2" / OPTIMIZER.format(0)
+    report = export_second_moments(one_rank, tmp_path / "one rank", model_folder)
+    assert same(load_file(report.path), {n: v + 2 for n, v in values.items()})
 
 
 def half(file: Path) -> None:

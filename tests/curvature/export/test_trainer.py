@@ -10,11 +10,20 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from harness.checkpoints import Checkpoint
 from harness.curvature import SecondMoments, second_moments_of
 from harness.curvature.export import export_second_moments
 from harness.errors import GraftbenchError
 from tests.checkpoints.llama import TOKENS
-from tests.curvature.export.live import assert_merges_like_live, constants, plant, read_constants, tied_model
+from tests.curvature.export.live import (
+    assert_merges_like_live,
+    constants,
+    plant,
+    read_constants,
+    saved,
+    tied_model,
+    train,
+)
 
 
 class _Planter(TrainerCallback):
@@ -65,6 +74,18 @@ def test_norms_within_attention_are_in_the_group_without_decay(tmp_path: Path) -
     model = Qwen3ForCausalLM(configuration)
     source, _ = checkpoint(tmp_path / "run", model)
     assert read_constants(export_second_moments(source, tmp_path / "out").path) == constants(model)
+
+
+def test_norms_that_older_trainers_let_decay_are_recognised_by_their_shapes(tmp_path: Path) -> None:
+    """Only biases and nn.LayerNorm were outside of the first group."""
+    model = tied_model(attention_bias=True)
+    named = dict(model.named_parameters())
+    groups = [[p for n, p in named.items() if ("bias" in n) == biases] for biases in (False, True)]
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups], lr=1e-3)
+    train(model, optimizer)
+    plant(model, optimizer)
+    torch.save(optimizer.state_dict(), saved(tmp_path / "checkpoint-3", model) / "optimizer.pt")
+    assert read_constants(export_second_moments(tmp_path / "checkpoint-3", tmp_path / "out").path) == constants(model)
 
 
 def test_ota_with_the_file_is_ota_with_the_live_optimizer(tmp_path: Path) -> None:
@@ -123,6 +144,6 @@ def test_an_optimizer_alone_needs_its_model(tmp_path: Path) -> None:
     shutil.copy(source / "optimizer.pt", tmp_path / "alone")
     with pytest.raises(GraftbenchError, match="no model lies beside"):
         export_second_moments(tmp_path / "alone", tmp_path / "out")
-    exported = export_second_moments(tmp_path / "alone" / "optimizer.pt", tmp_path / "out", source, base=source)
-    with SecondMoments(exported.path) as moments:
-        assert moments.metadata.base_digest == exported.metadata.base_digest != None  # noqa: E711
+    report = export_second_moments(tmp_path / "alone" / "optimizer.pt", tmp_path / "out", source, base=source)
+    with SecondMoments(report.path) as moments, Checkpoint(source) as base:
+        assert moments.metadata.base_digest == base.weights_digest
