@@ -51,7 +51,8 @@ def state_of(path: Path, loaded: Any) -> OptimizerState:
     entries: dict[Key, Entry] = {}
     for key, entry in stored.items():
         name = name_of.get(key, key)
-        if (found := read_entry(f"{path}: parameter '{name}'", described(entry))) is not None:
+        where = f"{path}: parameter '{name}'"
+        if (found := read_entry(where, described(where, entry))) is not None:
             entries[name] = found
     steps = [entry.get("step") for entry in stored.values()] + [group.get("step") for group in groups]
     return assembled(path, named, entries, steps)
@@ -75,9 +76,13 @@ def assembled(
     )
 
 
-def described(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry with its tensors described; those of a mapped file are read when they are asked for."""
-    return {name: _described(value) for name, value in entry.items()}
+def described(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry with its tensors described; those of a mapped file are read when they are asked for.
+
+    Raises:
+        GraftbenchError: a tensor is no plain one, but a rank's part of one (DTensor), or in a library's own format.
+    """
+    return {name: _described(where, value) for name, value in entry.items()}
 
 
 def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,10 +92,18 @@ def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, **scalars}
 
 
-def _described(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return StoredState(tuple(value.shape), value.detach)
-    return described(value) if isinstance(value, Mapping) else value
+def _described(where: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return described(where, value)
+    if not isinstance(value, Tensor):
+        return value
+    if type(value) is not Tensor:
+        raise GraftbenchError(
+            f"{where}: its state is a {type(value).__name__}, not a plain tensor; gather the whole state before saving "
+            "(torch.distributed.checkpoint.state_dict.get_optimizer_state_dict with full_state_dict=True), or save it "
+            "with torch.distributed.checkpoint.save"
+        )
+    return StoredState(tuple(value.shape), value.detach)
 
 
 def _optimizer_in(path: Path, loaded: Any) -> Mapping[str, Any]:

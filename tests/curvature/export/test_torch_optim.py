@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import distribute_tensor
 
 from harness.curvature import SecondMoments, second_moments_of
 from harness.curvature.export import export_second_moments
@@ -161,6 +162,22 @@ def test_optimizers_without_adam_s_moments_are_refused(
     train(model, live)
     with pytest.raises(GraftbenchError, match=said):
         export_second_moments(write(tmp_path, live.state_dict()), tmp_path / "out", folder)
+
+
+def test_a_rank_s_part_of_a_tensor_is_refused(tmp_path: Path, model: Any, folder: Path) -> None:
+    """FSDP 2's own state, saved by each rank for itself."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        optimizer = adamw(model)
+        train(model, optimizer)
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        state = optimizer.state_dict()
+        for entry in state["state"].values():
+            entry["exp_avg_sq"] = distribute_tensor(entry["exp_avg_sq"], mesh)
+        with pytest.raises(GraftbenchError, match="its state is a DTensor, not a plain tensor; gather the whole state"):
+            export_second_moments(write(tmp_path, state), tmp_path / "out", folder)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_values_that_are_no_second_moments_leave_no_file(tmp_path: Path, model: Any, folder: Path) -> None:
