@@ -1,5 +1,8 @@
 """How much memory a process and its children take, pages that several share counted once. Linux only."""
 
+import contextlib
+import ctypes
+import gc
 import os
 import threading
 import time
@@ -13,21 +16,23 @@ SAMPLING_SHARE = 0.05
 
 
 class PeakMemory:
-    """Measures how far the memory of this process and its children grows while the block runs.
+    """Measures the largest memory of this process and its children while the block runs.
 
-    Counted is what no file backs: what was allocated, memory shared with workers included; not libraries, and not the
-    page cache. It is sampled, so that a peak of a few milliseconds may be missed.
+    Counted is what no file backs: what was allocated, the interpreter's own and memory shared with workers included;
+    not the code of libraries, and not the page cache. What was freed before the block is given back first, so that it
+    does not count. It is sampled, so that a peak of a few milliseconds may be missed.
     """
 
     def __init__(self) -> None:
         self.bytes: int | None = None
-        """The largest growth; None where the system does not tell."""
-        self._before = private_bytes(os.getpid())
-        self._peak = self._before
+        """The peak; None where the system does not tell."""
+        self._peak = 0
         self._ended = threading.Event()
         self._sampler = threading.Thread(target=self._sample, name="memory", daemon=True)
 
     def __enter__(self) -> Self:
+        give_back_freed()
+        self._peak = private_bytes(os.getpid())
         self._sampler.start()
         return self
 
@@ -36,7 +41,7 @@ class PeakMemory:
     ) -> None:
         self._ended.set()
         self._sampler.join()
-        self.bytes = self._peak - self._before if self._before else None
+        self.bytes = self._peak or None
 
     def _sample(self) -> None:
         ended, pause = False, SAMPLING_SECONDS
@@ -45,6 +50,13 @@ class PeakMemory:
             started = time.thread_time()
             self._peak = max(self._peak, private_bytes(os.getpid()))
             pause = max(SAMPLING_SECONDS, (time.thread_time() - started) / SAMPLING_SHARE)
+
+
+def give_back_freed() -> None:
+    """Hand memory that was freed back to the system, where the C library can."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def private_bytes(pid: int) -> int:

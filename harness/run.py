@@ -51,7 +51,7 @@ class Model:
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds: `merge` for all of it, of which `cutoffs` for finding where selections end."""
     peak_bytes: int | None = None
-    """How far memory grew while it was merged; None where it was not, or the system does not tell."""
+    """Largest memory while it was merged; None where it was not, or the system does not tell."""
 
 
 def run(settings: RunSettings) -> Record:

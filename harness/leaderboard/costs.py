@@ -18,7 +18,7 @@ class Costs:
     merge_seconds: float | None
     """Wall time of the merge, the search for cutoffs included."""
     peak_memory_bytes: int | None
-    """Largest resident memory of the merging process and its workers together, shared pages counted once."""
+    """Largest memory of the merging process and its workers together, interpreter included, shared pages once."""
     extra_bytes_per_expert: int | None
     """Files that an expert must come with besides its weights: second moments or Fisher information."""
     data_needed: str | None

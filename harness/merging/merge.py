@@ -49,7 +49,7 @@ class MergeReport:
     resumed: int = 0
     """Tensors that an interrupted merge had finished."""
     peak_bytes: int | None = None
-    """How far the memory of this process and its workers grew, on the host; None where the system does not tell."""
+    """Largest memory of this process and its workers, on the host; None where the system does not tell."""
 
 
 def merge_to_folder(

@@ -45,9 +45,9 @@ def test_files_and_data_follow_from_the_kind_of_curvature(
         assert needs(plan) == {"extra_bytes_per_expert": extra, "data_needed": data}
 
 
-def test_a_merge_says_how_far_memory_grew(tmp_path: Path, models: Models) -> None:
+def test_a_merge_says_how_much_memory_it_took(tmp_path: Path, models: Models) -> None:
     experts = {name: models.single[name] for name in NAMES[1:]}
     with plan_merge("m", Linear(), models.single["base"], experts, {}, execution=Execution(threads=2)) as plan:
         report = merge_to_folder(plan, tmp_path / "out")
     assert report.peak_bytes is not None
-    assert 0 < report.peak_bytes < 2**30
+    assert 2**24 < report.peak_bytes < 2**32
