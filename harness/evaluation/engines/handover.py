@@ -11,7 +11,7 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Self
@@ -134,8 +134,8 @@ class Handover:
                 receiver.recv()
 
 
-def received(address: bytes) -> Iterator[tuple[str, Tensor]]:
-    """The receiver's side: the tensors, each in memory of its own.
+def received(address: bytes) -> Generator[tuple[str, Tensor], None, None]:
+    """The receiver's side: the tensors, each in memory of its own. Closing it tells the sender that no more are taken.
 
     Args:
         address: the sender's.

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,24 @@ def taken_by_ranks(model: Any, weights: Weights, ranks: int) -> list[Taken]:
     """
     pool = ThreadPoolExecutor(1)
     with Handover(ranks) as handover:
-        call = pool.submit(model.collective_rpc, take_weights_from, args=(handover.address,))
+        call: Future[list[Taken]] = pool.submit(model.collective_rpc, take_weights_from, args=(handover.address,))
         pool.shutdown(wait=False)
         try:
             handover.send(weights, going_on=lambda: not call.done())
         except HandoverBroken as error:
             handover.close()
-            with contextlib.suppress(TimeoutError):
-                call.exception(timeout=_PATIENCE_SECONDS)
-            reason = call.exception() if call.done() else error
-            raise GraftbenchError(f"a process of the engine failed while it took weights: {reason}") from error
-        taken: list[Taken] = call.result()
-    return taken
+            raise _failed(call, error) from error
+        if (said := call.exception()) is not None:
+            raise _failed(call, said) from said
+        return call.result()
+
+
+def _failed(call: "Future[list[Taken]]", error: BaseException) -> GraftbenchError:
+    """What a rank said, if it can still say something."""
+    with contextlib.suppress(TimeoutError):
+        call.exception(timeout=_PATIENCE_SECONDS)
+    reason = call.exception() if call.done() else error
+    return GraftbenchError(f"a process of the engine failed while it took weights: {reason or error}")
 
 
 def end_with_engine(worker: Any) -> None:

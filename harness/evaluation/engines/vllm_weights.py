@@ -46,12 +46,13 @@ def take_weights_from(worker: Any, address: bytes) -> Taken:
     """Reload all weights in place as they come from another process; vLLM takes this rank's part of each tensor."""
     digests: dict[str, str] = {}
 
-    def arriving() -> Weights:
-        for name, tensor in received(address):
+    def hashed(tensors: Weights) -> Weights:
+        for name, tensor in tensors:
             digests[name] = tensor_digest(tensor)
             yield name, tensor
 
-    return Taken(take_weights(worker, arriving()).complaints, digests)
+    with contextlib.closing(received(address)) as tensors:  # so that a failure here is seen there at once
+        return Taken(take_weights(worker, hashed(tensors)).complaints, digests)
 
 
 def held_samples(worker: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[Held]:
