@@ -80,6 +80,8 @@ class Row:
     """Those that the recipe names (under `hyperparameters`) and that are set."""
     recipe: dict[str, Any]
     """Of the first record."""
+    versions: dict[str, str]
+    """Of the libraries that evaluated it (the first record's)."""
     records: tuple[str, ...]
     """Keys of all its records."""
 

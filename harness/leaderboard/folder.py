@@ -15,19 +15,26 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def write_board(board: Board, folder: Path) -> list[Path]:
-    """Write README.md (the page), leaderboard.csv, pairs.csv and leaderboard.json, and return their paths.
-
-    The bytes depend on the board alone: no date, no machine. Each file is replaced at once or not at all.
-    """
-    texts = {
-        "README.md": render.to_markdown(board),
-        "leaderboard.csv": render.to_csv(board),
-        "pairs.csv": render.pairs_to_csv(board),
-        "leaderboard.json": render.to_json(board),
-    }
+    """Write the files of `generated_files`, each replaced at once or not at all, and return their paths."""
+    texts = generated_files(board)
     for name, text in texts.items():
         write_text_atomically(Path(folder) / name, text)
     return [Path(folder) / name for name in texts]
+
+
+def generated_files(board: Board) -> dict[str, str]:
+    """The texts of a board's folder by file name: for a repository, a browser, a paper and machines.
+
+    They depend on the board alone: no date, no machine.
+    """
+    return {
+        "README.md": render.to_markdown(board),
+        "index.html": render.to_html(board),
+        "leaderboard.csv": render.to_csv(board),
+        "leaderboard.json": render.to_json(board),
+        "leaderboard.tex": render.to_latex(board),
+        "pairs.csv": render.pairs_to_csv(board),
+    }
 
 
 def export_records(records: Sequence[Record], folder: Path) -> None:

@@ -188,6 +188,7 @@ class _Ranking:
             ),
             hyperparameters=_set_hyperparameters(record.recipe),
             recipe=record.recipe,
+            versions=record.versions,
             records=tuple(each.key for each in own),
         )
 
