@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.logging import RichHandler
 
-from harness import __version__, config, moments_verbs, verbs
+from harness import __version__, board_verbs, config, moments_verbs, verbs
 from harness.errors import GraftbenchError, unknown_name
 from harness.evaluation.worker import end_shared_engine
 from harness.files import digests_kept_in
@@ -38,12 +38,16 @@ class Verb:
     act: Callable[[Any], Any]
     agree: Callable[[Sequence[Any]], None] | None = None
     """What refuses jobs of one sweep that cannot go together."""
+    words: tuple[str, ...] = ()
+    """The options that words without a name stand for, in their order: of `compare A B`, a and b."""
 
 
 VERBS: dict[str, Verb] = {
     "run": Verb(config.run_settings, verbs.run),
     "merge": Verb(config.merge_settings, verbs.merge, config.check_outputs),
-    "leaderboard": Verb(config.board_settings, verbs.leaderboard),
+    "leaderboard": Verb(config.board_settings, board_verbs.leaderboard),
+    "leaderboard check": Verb(config.board_check_settings, board_verbs.check, words=("path",)),
+    "compare": Verb(config.compare_settings, board_verbs.compare, words=("a", "b")),
     "zoo": Verb(config.zoo_settings, verbs.zoo),
     "gate": Verb(config.gate_settings, verbs.gate),
     "tune": Verb(config.tune_settings, verbs.tune),
@@ -86,10 +90,12 @@ def find_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
     name, rest = arguments[0], list(arguments[1:])
     second = rest[0] if rest and "=" not in rest[0] and not rest[0].startswith("-") else None
     if second is not None and f"{name} {second}" in VERBS:
-        return f"{name} {second}", rest[1:]
+        return f"{name} {second}", _named(VERBS[f"{name} {second}"], rest[1:])
     actions = [*ACTIONS.get(name, ()), *(verb.partition(" ")[2] for verb in VERBS if verb.startswith(f"{name} "))]
     if second in ACTIONS.get(name, ()):
         return name, [f"action={second}", *rest[1:]]
+    if name in VERBS and VERBS[name].words:
+        return name, _named(VERBS[name], rest)
     if second is not None and actions:
         raise unknown_name(f"action of {name}", second, actions)
     if name in VERBS:
@@ -97,6 +103,16 @@ def find_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
     if actions:
         raise GraftbenchError(f"graftbench {name} needs a second word: {', '.join(actions)}")
     raise unknown_name("verb", name, VERBS)
+
+
+def _named(verb: Verb, arguments: Sequence[str]) -> list[str]:
+    """The arguments with the names of the options that leading words stand for."""
+    bare = [argument for argument in arguments[: len(verb.words)] if "=" not in argument and argument[:1] != "-"]
+    leading = arguments[: len(bare)] == bare
+    names = verb.words if leading else ()
+    return [f"{name}={word}" for name, word in zip(names, bare, strict=False)] + list(
+        arguments[len(bare) if leading else 0 :]
+    )
 
 
 def _dispatch(name: str, arguments: list[str]) -> None:

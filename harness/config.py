@@ -107,6 +107,29 @@ class BoardSettings(EvaluationSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareSettings(BoardSettings):
+    """What `graftbench compare` needs to know."""
+
+    a: str
+    b: str
+    show: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.show < 0:
+            raise ValueError(f"show={self.show} must not be negative")
+
+
+@dataclass(frozen=True)
+class BoardCheckSettings:
+    """What `graftbench leaderboard check` needs to know."""
+
+    path: Path
+    home: Path
+    board: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ZooSettings(EvaluationSettings):
     """What `graftbench zoo` needs to know."""
 
@@ -242,6 +265,16 @@ def check_outputs(jobs: Sequence[MergeSettings]) -> None:
 def board_settings(config: DictConfig, _: Invocation) -> BoardSettings:
     """Settings of `graftbench leaderboard`."""
     return _settings(BoardSettings, _plain(config))
+
+
+def compare_settings(config: DictConfig, _: Invocation) -> CompareSettings:
+    """Settings of `graftbench compare`."""
+    return _settings(CompareSettings, _plain(config))
+
+
+def board_check_settings(config: DictConfig, _: Invocation) -> BoardCheckSettings:
+    """Settings of `graftbench leaderboard check`."""
+    return _settings(BoardCheckSettings, _plain(config))
 
 
 def zoo_settings(config: DictConfig, _: Invocation) -> ZooSettings:

@@ -33,6 +33,16 @@ _EXAMPLES = {
     "leaderboard": (
         "graftbench leaderboard zoo=tiny suite=tiny",
         "graftbench leaderboard records=leaderboards/tiny/records",
+        "graftbench leaderboard zoo=tiny training_seeds=[0,1,2] out=leaderboards/tiny-seeds",
+    ),
+    "leaderboard check": (
+        "graftbench leaderboard check leaderboards/tiny",
+        "graftbench leaderboard check leaderboards/tiny/records/KEY.json",
+        "graftbench leaderboard check mine.json board=leaderboards/tiny",
+    ),
+    "compare": (
+        "graftbench compare ota_ffg ties zoo=tiny suite=tiny",
+        "graftbench compare ota_ffg ties records=leaderboards/tiny/records show=3",
     ),
     "zoo": ("graftbench zoo build zoo=tiny", "graftbench zoo check zoo=tiny", "graftbench zoo show zoo=tiny"),
     "gate": (

@@ -31,6 +31,7 @@ from harness.merging.cost import needs
 from harness.merging.plan import KernelChoice
 from harness.method_choice import MethodSettings, Unmerged
 from harness.results import Record, Store
+from harness.results.record import key_of
 from harness.tracking import track
 from harness.zoo.existing import ExistingModel
 from harness.zoo.models import Zoo, resolve_zoo
@@ -70,7 +71,7 @@ def run(settings: RunSettings) -> Record:
     with opened(settings, zoo) as subject:
         recipe = subject.recipe() if isinstance(subject, MergePlan) else unmerged_recipe(subject, settings.method.name)
         about: dict[str, Any] = {"suite": suite_fields(suite), "engine": engine.describe(), "recipe": recipe}
-        key = text_digest(canonical_json(about))[:32]
+        key = key_of(**about)
         about |= described(settings.method, zoo)
         if (known := store.get(key)) is not None:
             log.info("%s: in the store already as %s, nothing to do", label, key)

@@ -4,16 +4,13 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from harness import leaderboard as boards
 from harness.config import (
-    BoardSettings,
     DataSettings,
     EvaluationSettings,
     GateSettings,
@@ -23,15 +20,14 @@ from harness.config import (
     ZooSettings,
 )
 from harness.errors import GraftbenchError
-from harness.evaluation.engines import engine_from_config
 from harness.evaluation.fetch import fetch
 from harness.files import write_text_atomically
 from harness.merging import merge_to_folder, room_for
 from harness.method_choice import MethodSettings, Unmerged, method_settings
 from harness.overrides import composed
-from harness.results import Record, Store
+from harness.results import Record
 from harness.results.record import Role
-from harness.run import cutoff_store, plan_of, suite_fields, with_data_of
+from harness.run import cutoff_store, plan_of
 from harness.run import run as run_one
 from harness.tracking import TrackingConfig
 from harness.tuning import Trial, as_yaml, choose, unequal_trials
@@ -75,18 +71,6 @@ def merge(settings: MergeSettings) -> None:
         report = merge_to_folder(plan, out, shard_bytes=shard_bytes, store=cutoff_store(settings.home))
     seconds = sum(report.seconds.values())
     console.print(f"wrote {report.folder} in {seconds:.1f} s; weights {report.weights_digest[:12]}", soft_wrap=True)
-
-
-def leaderboard(settings: BoardSettings) -> None:
-    """Rank the records of a zoo and a suite, print the board and write its folder."""
-    out = settings.out or Path("leaderboards") / settings.zoo["name"]
-    records = boards.load_records(settings.records) if settings.records else _records_for(settings)
-    board = boards.build_board(records)
-    boards.print_board(board, Console())
-    if settings.records is None:
-        boards.export_records(records, out)
-    for path in boards.write_board(board, out):
-        log.info("wrote %s", path)
 
 
 def zoo(settings: ZooSettings) -> None:
@@ -163,29 +147,6 @@ def _experts_in_turn(configuration: str, experts: list[str]) -> list[list[str]]:
     """The overrides of a method that grafts one expert: each in turn, so that its mean counts; none for the others."""
     config, _ = composed("run", [f"method={configuration}"])
     return [[f"method.expert={expert}"] for expert in experts] if "expert" in config["method"] else [[]]
-
-
-def _records_for(settings: BoardSettings) -> list[Record]:
-    """The store's records of that zoo (with each of the training seeds that are asked for), suite, split and engine."""
-    engine = engine_from_config(settings.backend).describe()
-    digests = set()
-    for seed in settings.training_seeds or (None,):
-        build = dict(settings.zoo.get("build") or {}) | ({} if seed is None else {"training_seed": seed})
-        zoo = {**settings.zoo, "build": build} if seed is not None else settings.zoo
-        models = resolve_zoo(zoo, settings.home, build=False)
-        digests.add((models.digest, suite_fields(with_data_of(settings.suite, models))["digest"]))
-    found = Store(settings.home / "results").records()
-    wanted = [
-        record
-        for record in found
-        if record.engine == engine and (record.zoo["digest"], record.suite["digest"]) in digests
-    ]
-    if not wanted:
-        raise GraftbenchError(
-            f"no results for zoo={models.name} and suite={settings.suite.name} ({settings.suite.split}) in "
-            f"{settings.home}/results, which holds {len(found)} others; make some with graftbench run"
-        )
-    return wanted
 
 
 def _check_zoo(settings: ZooSettings, models: Zoo) -> None:

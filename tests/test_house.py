@@ -19,7 +19,7 @@ FLOORS = [
     {"harness.method_choice"},
     {"harness.config"},
     {"harness.run", "harness.overrides"},
-    {"harness.verbs", "harness.moments_verbs", "harness.help"},
+    {"harness.verbs", "harness.board_verbs", "harness.moments_verbs", "harness.help"},
     {"harness.cli"},
     {"harness.__main__"},
 ]

@@ -5,8 +5,10 @@ from harness.leaderboard.costs import Costs
 from harness.leaderboard.folder import export_records, load_records, write_board
 from harness.leaderboard.ranking import build_board
 from harness.leaderboard.render import print_board
+from harness.leaderboard.statistics import SIGNIFICANCE
 
 __all__ = [
+    "SIGNIFICANCE",
     "Board",
     "Comparison",
     "Costs",

@@ -52,10 +52,10 @@ def build_board(records: Sequence[Record]) -> Board:
     if not unique:
         raise GraftbenchError("there are no records to rank; evaluate a model first, for example with graftbench run")
     check_comparable(unique)
-    return _Ranking(unique).board()
+    return Ranking(unique).board()
 
 
-class _Ranking:
+class Ranking:
     """The numbers that rows share: point estimates, bootstrap draws and tests of all rows."""
 
     def __init__(self, records: Sequence[Record]) -> None:

@@ -1,12 +1,14 @@
 """The record of one evaluated model: what it is, how it was scored, and the outcome of every item."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, get_args
 
 from harness.errors import GraftbenchError
+from harness.files import canonical_json, text_digest
 from harness.schema import build
 
 FORMAT_VERSION = 3
@@ -118,6 +120,11 @@ class Record:
     def objective(self) -> float:
         """Mean over capabilities (not over tasks), in 0..100: what a sweep maximises."""
         return fmean(self.capability_scores().values())
+
+
+def key_of(suite: Mapping[str, Any], engine: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """The key of a record: the digest of everything that can change a score, known before anything is merged."""
+    return text_digest(canonical_json({"suite": suite, "engine": engine, "recipe": recipe}))[:32]
 
 
 def to_json(record: Record) -> str:

@@ -55,7 +55,7 @@ class Store:
             partial = files.enter_context(file_written_atomically(path))
             partial.write_text(to_json(record), encoding="utf-8")
             if answers is not None:  # entered last, so that it is renamed first
-                pq.write_table(answers, files.enter_context(file_written_atomically(self._answers_path(record.key))))
+                pq.write_table(answers, files.enter_context(file_written_atomically(self.answers_path(record.key))))
         return path
 
     def records(self) -> list[Record]:
@@ -87,5 +87,6 @@ class Store:
     def _record_path(self, key: str) -> Path:
         return self.root / f"{key}.json"
 
-    def _answers_path(self, key: str) -> Path:
+    def answers_path(self, key: str) -> Path:
+        """Where the texts of a record's answers lie (parquet), if there are any."""
         return self.root / f"{key}.parquet"

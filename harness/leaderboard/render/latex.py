@@ -60,8 +60,9 @@ def _number(text: str) -> str:
 def _caption(board: Board) -> str:
     items = sum(task["items"] for task in board.tasks.values())
     text = (
-        f"Scores in points on {board.suite} ({items:,} {board.split} items), models of {board.zoo}; after the sign half "
-        "the width of a 95 % interval over items. Bold: not distinguishable from the best method (paired sign-flip "
-        "permutation test, corrected by Holm). Retention: percent of each capability's own expert, above chance."
+        f"Scores in points on {board.suite} ({items:,} {board.split} items), models of {board.zoo}; after the sign "
+        "half the width of a 95 % interval over items. Bold: not distinguishable from the best method (paired "
+        "sign-flip permutation test, corrected by Holm). Retention: percent of each capability's own expert, above "
+        "chance."
     )
     return f"\\caption{{{escape(text)}}}"

@@ -1,6 +1,7 @@
 """From a board to its page: one file with style, script and charts in it, which needs nothing from elsewhere."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -15,7 +16,6 @@ from harness.leaderboard.statistics import SIGNIFICANCE, Estimate
 
 def to_html(board: Board) -> str:
     """The page, the same bytes for the same board (and version of matplotlib, which draws the charts)."""
-    scored = [row.average.value for row in board.rows if row.average.value is not None]
     return str(
         _template().render(
             board=board,
@@ -32,10 +32,16 @@ def to_html(board: Board) -> str:
             facts=_facts,
             items=sum(task["items"] for task in board.tasks.values()),
             alpha=SIGNIFICANCE,
-            low=min(scored, default=0.0),
-            high=max(scored, default=1.0),
+            place=_scale(board),
         )
     )
+
+
+def _scale(board: Board) -> Callable[[float], str]:
+    """Where a score lies between the lowest and the highest end of an average's interval, in percent."""
+    ends = [end for row in board.rows if (found := row.average.interval) for end in (found.low, found.high)]
+    low, high = min(ends, default=0.0), max(ends, default=100.0)
+    return lambda score: f"{100 * (score - low) / ((high - low) or 1.0):.1f}"
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,8 @@ class Column:
     """A column of the table: how a row's cell reads, and what it is sorted by."""
 
     heading: str
-    text: Any
-    value: Any
+    text: Callable[[Row], str]
+    value: Callable[[Row], str | float | None]
     numeric: bool = True
 
 
