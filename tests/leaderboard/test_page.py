@@ -162,5 +162,5 @@ def test_charts_and_tables_have_names_for_screen_readers(page: webdriver.Chrome)
             for name in chart.get_attribute("aria-labelledby").split()
         )
     assert all(table.find_element(By.TAG_NAME, "caption") for table in page.find_elements(By.TAG_NAME, "table"))
-    unnamed = [button for button in page.find_elements(By.TAG_NAME, "button") if not button.accessible_name]
-    assert not unnamed
+    buttons = [button for button in page.find_elements(By.TAG_NAME, "button") if button.is_displayed()]
+    assert len(buttons) > 5 and all(button.accessible_name for button in buttons)
