@@ -8,7 +8,7 @@ VLLM := .vllm
 BENCHMARK_FOLDER ?= runs/benchmark
 GRAFTBENCH := $(BIN)/graftbench
 
-.PHONY: help install leaderboard zoo-check tune test lint types pytest mergekit vllm vllm-test benchmark clean
+.PHONY: help install leaderboard seeds boards-check zoo-check tune test lint types pytest mergekit vllm vllm-test benchmark clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,14 @@ leaderboard: install ## build the embedded models, merge by every method, evalua
 	$(GRAFTBENCH) run -m experiment=tiny sweep=grafts
 	$(GRAFTBENCH) run -m experiment=tiny sweep=methods
 	$(GRAFTBENCH) leaderboard zoo=tiny suite=tiny backend=hf
+
+seeds: install ## the same over three training seeds, into leaderboards/tiny-seeds (half an hour on two cores)
+	$(GRAFTBENCH) run -m experiment=tiny sweep=models zoo.build.training_seed=0,1,2
+	$(GRAFTBENCH) run -m experiment=tiny sweep=methods zoo.build.training_seed=0,1,2
+	$(GRAFTBENCH) leaderboard zoo=tiny suite=tiny backend=hf 'training_seeds=[0,1,2]' out=leaderboards/tiny-seeds
+
+boards-check: install ## do the committed boards follow from their records?
+	for board in leaderboards/*/; do $(GRAFTBENCH) leaderboard check $$board || exit 1; done
 
 zoo-check: install ## print the criteria of the embedded models, and whether each holds
 	$(GRAFTBENCH) zoo check zoo=tiny suite=tiny backend=hf
