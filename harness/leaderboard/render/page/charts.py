@@ -95,9 +95,12 @@ def cost_plot(board: Board) -> str:
     ]
     if not rows:
         return ""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     points = [(row.costs.merge_seconds or 0.0, row.average.value or 0.0) for row in rows]
     front = pareto_front(points)
     figure, (axes,) = _figure(1, 1, 8.8, 4.2)
+    labelled = list(front)
     axes.plot([points[i][0] for i in front], [points[i][1] for i in front], color=ACCENT, linewidth=1.2, zorder=1)
     for i, (row, (seconds, score)) in enumerate(zip(rows, points, strict=True)):
         on_front = i in front
@@ -106,14 +109,25 @@ def cost_plot(board: Board) -> str:
             axes.plot([seconds, seconds], [interval.low, interval.high], color=LINE, linewidth=1.5, zorder=0)
         face = ACCENT if on_front else PAPER
         axes.plot([seconds], [score], marker="o", markersize=6, markerfacecolor=face, markeredgecolor=ACCENT, zorder=2)
-        if on_front or row.rank is not None:
+        if on_front or not any(_near(points[i], points[j]) for j in labelled):
+            labelled.append(i)
             axes.annotate(
-                row.label, (seconds, score), xytext=(7, 0), textcoords="offset points", va="center", fontsize=7.5,
-                color=INK if on_front else MUTED, zorder=3,
-            )  # fmt: skip
+                row.label,
+                (seconds, score),
+                xytext=(7, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7.5,
+                color=INK if on_front else MUTED,
+                zorder=3,
+            )
     axes.set_xscale("log")
-    axes.set_xlabel("merge, seconds (logarithmic)", color=MUTED)
-    axes.set_ylabel("average, points", color=MUTED)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(axis="x", labelsize=8, colors=MUTED, length=0)
+    axes.set_xlabel("merge, seconds (logarithmic)", color=MUTED, fontsize=9)
+    axes.set_ylabel("average, points", color=MUTED, fontsize=9)
     axes.margins(x=0.18)
     figure.subplots_adjust(left=0.08, right=0.98, bottom=0.15, top=0.97)
     best = ", ".join(rows[i].label for i in front)
@@ -121,6 +135,11 @@ def cost_plot(board: Board) -> str:
         f"{row.label}: {seconds:.1f} s, {score:.1f}" for row, (seconds, score) in zip(rows, points, strict=True)
     )
     return _svg(figure, "cost", f"Average against merge time; not beaten in both: {best}", said)
+
+
+def _near(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether the labels of two points (seconds, score) would lie on one another."""
+    return 0.6 < one[0] / other[0] < 1.7 and abs(one[1] - other[1]) < 0.6
 
 
 def _bars(panel: "Axes", board: Board, rows: Sequence[Row], capability: str) -> None:
