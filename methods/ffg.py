@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from methods.interface import CurvatureKind, Method, Parameter, Selection, require, require_share
+from methods.interface import Curvature, CurvatureKind, Method, Parameter, Selection, needed_for, require, require_share
 from methods.selection import keep_by_cutoff, saliency
 
 
@@ -22,8 +22,9 @@ class Ffg(Method):
     """Share of the expert's edits to keep, over the whole model; 0.4 is what the paper's released figure uses."""
     threshold: float | None = None
     """Keep edits of at least this saliency, in units of v·Δ², instead of a share."""
-    curvature: CurvatureKind = "adam"
-    """Where v comes from: Adam's second moments, the same as row and column sums, or squared gradients."""
+    curvature: Curvature = "adam"
+    """Where v comes from: Adam's second moments (adam; raw: without bias correction; compressed: as row and column
+    sums), squared gradients (fisher), or squared task vectors (delta), which need no file."""
     scale: float = 1.0
     """λ, the factor on the grafted edits; 1 is the graft itself."""
 
@@ -39,8 +40,8 @@ class Ffg(Method):
             raise ValueError(f"expert={self.expert} is none of the experts: {', '.join(names)}")
         return (self.expert or names[0],)
 
-    def curvature_kind(self) -> CurvatureKind:
-        return self.curvature
+    def curvature_kind(self) -> CurvatureKind | None:
+        return needed_for(self.curvature)
 
     def selection(self) -> Selection:
         if self.threshold is not None:
@@ -48,7 +49,7 @@ class Ffg(Method):
         return Selection(density=self.density)
 
     def score(self, parameter: Parameter) -> Tensor:
-        return saliency(parameter, parameter.require_curvatures())
+        return saliency(parameter, parameter.curvature_of(self.curvature))
 
     def score_depends_on(self) -> tuple[str, ...]:
         return ("curvature",)

@@ -11,7 +11,11 @@ from torch import Tensor
 
 Role = Literal["embedding", "q", "k", "v", "o", "gate", "up", "down", "norm", "head", "other"]
 Granularity = Literal["element", "row", "matrix"]
-CurvatureKind = Literal["adam", "compressed", "fisher"]
+CurvatureKind = Literal["adam", "raw", "compressed", "fisher"]
+"""Curvature that comes from files: Adam's second moments, bias-corrected or raw or as row and column sums; or Fisher
+information."""
+Curvature = Literal["adam", "raw", "compressed", "fisher", "delta"]
+"""What a method may take for curvature: also the squared task vectors, which need no file."""
 
 Scope = Literal["model", "tensor"]
 Rounding = Literal["up", "down"]
@@ -138,6 +142,13 @@ class Parameter:
             cutoff.mask(score.to(torch.float32), self.offset, into)
         return mask
 
+    def curvature_of(self, curvature: Curvature) -> Tensor:
+        """The curvatures of a method that declared `needed_for(curvature)`, `[experts, *shape]`.
+
+        Squared task vectors are a proxy that costs nothing: what measured curvature adds is its difference to them.
+        """
+        return self.task_vectors.square() if curvature == "delta" else self.require_curvatures()
+
     def require_curvatures(self) -> Tensor:
         """The curvatures of a method that declared that it needs them."""
         assert self.curvatures is not None, f"{self.name}: the method did not declare that it needs curvature"
@@ -213,6 +224,11 @@ class Method(ABC):
     def expert_weights(self, parameter: Parameter) -> Tensor:
         """The scalar weight of each expert, `[experts, 1, …]`."""
         return parameter.per_expert(self.weights, default=1.0)
+
+
+def needed_for(curvature: Curvature) -> CurvatureKind | None:
+    """The curvature that must come from files; None for squared task vectors."""
+    return None if curvature == "delta" else curvature
 
 
 def per_expert(value: PerExpert, names: Sequence[str], default: float | None = None) -> list[float]:

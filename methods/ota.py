@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from methods.combination import masked_mean
-from methods.interface import CurvatureKind, Method, Parameter, require
+from methods.interface import Curvature, CurvatureKind, Method, Parameter, needed_for, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +16,9 @@ class Ota(Method):
     Curvature-Informed Model Merging"): v is `exp_avg_sq`, bias-corrected, and the preconditioner is √v.
     """
 
-    curvature: CurvatureKind = "adam"
-    """Where v comes from: Adam's second moments, the same as row and column sums, or squared gradients."""
+    curvature: Curvature = "adam"
+    """Where v comes from: Adam's second moments (adam; raw: without bias correction; compressed: as row and column
+    sums), squared gradients (fisher), or squared task vectors (delta), which need no file."""
     power: float = 0.5
     """p, the power of v that weights an entry; 0 is the plain average."""
     scale: float = 1.0
@@ -27,10 +28,10 @@ class Ota(Method):
         super().__post_init__()
         require("power", self.power >= 0, self.power, "must not be negative")
 
-    def curvature_kind(self) -> CurvatureKind:
-        return self.curvature
+    def curvature_kind(self) -> CurvatureKind | None:
+        return needed_for(self.curvature)
 
     def merge(self, parameter: Parameter) -> Tensor:
-        strengths = parameter.require_curvatures().pow(self.power)
+        strengths = parameter.curvature_of(self.curvature).pow(self.power)
         merged = masked_mean(parameter.task_vectors, None, self.expert_weights(parameter), strengths)
         return parameter.base + self.scale * merged

@@ -7,12 +7,14 @@ from torch import Tensor
 
 from methods.combination import Denominator, masked_mean
 from methods.interface import (
+    Curvature,
     CurvatureKind,
     Granularity,
     Method,
     Parameter,
     PerExpert,
     Selection,
+    needed_for,
     require,
     require_share,
 )
@@ -32,8 +34,9 @@ class OtaFfg(Method):
     """Share of an expert's edits to keep, over its whole model; one number or one per expert."""
     threshold: PerExpert | None = None
     """Keep edits of at least this saliency, in units of v·Δ², instead of a share; one number or one per expert."""
-    curvature: CurvatureKind = "adam"
-    """Where v comes from: Adam's second moments, the same as row and column sums, or squared gradients."""
+    curvature: Curvature = "adam"
+    """Where v comes from: Adam's second moments (adam; raw: without bias correction; compressed: as row and column
+    sums), squared gradients (fisher), or squared task vectors (delta), which need no file."""
     power: float = 0.5
     """p, the power of v that weights an entry."""
     denominator: Denominator = "survivors"
@@ -58,7 +61,7 @@ class OtaFfg(Method):
 
     def curvature_kind(self) -> CurvatureKind | None:
         unused = self.score_by == "magnitude" and self.weight_by == "uniform"
-        return None if unused else self.curvature
+        return None if unused else needed_for(self.curvature)
 
     def selection(self) -> Selection:
         if self.threshold is not None:
@@ -87,7 +90,7 @@ class OtaFfg(Method):
 
     def _curvatures(self, parameter: Parameter) -> Tensor:
         """Each expert's curvature as the pairing has it: the same for mask and weights."""
-        own = parameter.require_curvatures()
+        own = parameter.curvature_of(self.curvature)
         if self.pairing == "rotated":
             return own.roll(1, dims=0)
         if self.pairing == "shuffled":

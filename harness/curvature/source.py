@@ -37,7 +37,8 @@ class CurvatureSource:
         """Open each expert's files and check that they cover every parameter in its shape.
 
         Args:
-            kind: what the method asks for; `compressed` reads full files through their row and column sums.
+            kind: what the method asks for; `compressed` reads full files through their row and column sums, and `raw`
+                leaves out the bias correction.
             files: for each expert its file, index or folder; see `SecondMoments`.
             shapes: the parameters that will be read.
             wrap: given an expert's name and its curvatures, gives them with their rows rearranged as the parameters
@@ -159,7 +160,10 @@ class CurvatureSource:
         return {"bias_corrected": self.bias_corrected, "files": self.digests()}
 
     def _common_corrections(self) -> dict[str, float]:
-        """Each expert's bias correction; 1 for all if that of one is not known."""
+        """Each expert's bias correction; 1 for all if that of one is not known, or none is wanted."""
+        if self.kind == "raw":
+            self.bias_corrected = False
+            return dict.fromkeys(self._experts, 1.0)
         corrections = {name: expert.moments.metadata.correction for name, expert in self._experts.items()}
         unknown = [name for name, correction in corrections.items() if correction is None]
         self.bias_corrected = not unknown

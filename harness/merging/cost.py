@@ -4,7 +4,9 @@ from typing import Any
 
 from harness.merging.plan import MergePlan
 
-DATA_NEEDED = {None: "none", "adam": "second moments", "compressed": "second moments", "fisher": "labelled examples"}
+DATA_NEEDED = {None: "none", "fisher": "labelled examples"} | dict.fromkeys(
+    ("adam", "raw", "compressed"), "second moments"
+)
 """By the kind of curvature; second moments come out of the training that made the expert."""
 
 _FP32 = 4

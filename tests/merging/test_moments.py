@@ -1,7 +1,9 @@
 """Second moments in a merge: in shards, in bf16, as sums, under the file names that exporters give them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.curvature import SecondMomentsMetadata, write_second_moments
-from harness.merging import Execution
+from harness.merging import Execution, plan_merge
 from methods.ffg import Ffg
+from methods.fisher import Fisher
 from methods.ota import Ota
 from methods.ota_ffg import OtaFfg
 from tests.merging.models import NAMES, SHAPES, Models, merge, merged, same_bytes
@@ -99,3 +102,47 @@ def test_sums_on_disk_and_sums_on_the_fly_give_the_same_file(tmp_path: Path, mod
         out = merge(tmp_path / f"out{number}", method, models.single, files, execution)
         written.append((out / "model.safetensors").read_bytes())
     assert written[0] == written[1] == written[2] != written[3]
+
+
+DELTA_METHODS = [Ota(curvature="delta"), OtaFfg(density=0.3, curvature="delta"), Ffg(expert="math", curvature="delta")]
+
+
+@pytest.mark.parametrize("method", [*DELTA_METHODS, Fisher(curvature="delta")])
+def test_squared_task_vectors_are_what_a_file_of_them_would_give(tmp_path: Path, models: Models, method: Any) -> None:
+    files = {}
+    for name in EXPERTS:
+        squares = {key: (models.tensors[name][key] - models.tensors["base"][key]).square() for key in SHAPES}
+        files[name] = tmp_path / f"{name}.safetensors"
+        write_second_moments(files[name], squares, SecondMomentsMetadata(kind="fisher"))
+    execution = Execution(threads=2, piece_entries=64, tile_entries=64)
+    found = merged(method, models.single, execution=execution)
+    assert same_bytes(found, merged(replace(method, curvature="fisher"), models.single, files))
+
+
+def test_raw_moments_weigh_experts_of_few_steps_less(tmp_path: Path, models: Models) -> None:
+    """The same v after 1 and after 1000 steps: 1 - β₂ᵗ is 0.5 and 1, so that √v weighs √2 : 1 once it is corrected."""
+    even, uneven = {}, {}
+    for name in EXPERTS[:2]:
+        for files, steps in ((even, 1000), (uneven, 1 if name == EXPERTS[0] else 1000)):
+            files[name] = tmp_path / f"{name}.{steps}.safetensors"
+            values = {key: torch.full_like(value, 1e-8) for key, value in models.moments[name].items()}
+            write_second_moments(files[name], values, SecondMomentsMetadata(beta2=0.5, step=steps))
+    two = {name: models.single[name] for name in ("base", *EXPERTS[:2])}
+    raw, corrected = (merged(Ota(curvature=kind), two, uneven) for kind in ("raw", "adam"))
+    assert same_bytes(merged(Ota(curvature="raw"), two, even), merged(Ota(curvature="adam"), two, even))
+    for key in SHAPES:
+        base, first, second = (models.tensors[name][key].double() for name in two)
+        plain = base + (first - base + second - base) / 2
+        weighted = base + (2**0.5 * (first - base) + second - base) / (2**0.5 + 1)
+        torch.testing.assert_close(raw[key].double(), plain, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(corrected[key].double(), weighted, rtol=1e-5, atol=1e-6)
+
+
+def test_each_curvature_has_a_recipe_of_its_own(models: Models) -> None:
+    recipes = []
+    for kind in ("adam", "raw", "compressed", "delta"):
+        experts = {name: models.single[name] for name in EXPERTS}
+        files = {} if kind == "delta" else models.curvature
+        with plan_merge("m", Ota(curvature=kind), models.single["base"], experts, files) as plan:  # type: ignore[arg-type]
+            recipes.append(json.dumps(plan.recipe(), sort_keys=True))
+    assert len(set(recipes)) == 4
