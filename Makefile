@@ -8,7 +8,7 @@ VLLM := .vllm
 BENCHMARK_FOLDER ?= runs/benchmark
 GRAFTBENCH := $(BIN)/graftbench
 
-.PHONY: help install leaderboard seeds boards-check zoo-check tune test lint types pytest mergekit vllm vllm-test benchmark clean
+.PHONY: help install leaderboard seeds curvature boards-check zoo-check tune test lint types pytest mergekit vllm vllm-test benchmark clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,13 @@ seeds: install ## the same over three training seeds, into leaderboards/tiny-see
 	$(GRAFTBENCH) run -m experiment=tiny sweep=models zoo.build.training_seed=0,1,2
 	$(GRAFTBENCH) run -m experiment=tiny sweep=methods zoo.build.training_seed=0,1,2
 	$(GRAFTBENCH) leaderboard zoo=tiny suite=tiny backend=hf 'training_seeds=[0,1,2]' out=leaderboards/tiny-seeds
+
+curvature: install ## OTA under each kind of curvature, over three training seeds, into leaderboards/curvature (see docs/curvature.md)
+	mkdir -p runs/curvature && ln -sfn ../zoo runs/curvature/zoo
+	$(GRAFTBENCH) run -m home=runs/curvature experiment=tiny sweep=models zoo.build.training_seed=0,1,2
+	$(GRAFTBENCH) run -m home=runs/curvature experiment=tiny sweep=curvature zoo.build.training_seed=0,1,2
+	$(GRAFTBENCH) run -m home=runs/curvature experiment=tiny method=shuffled_curvature zoo.build.training_seed=0,1,2
+	$(GRAFTBENCH) leaderboard home=runs/curvature zoo=tiny suite=tiny backend=hf 'training_seeds=[0,1,2]' out=leaderboards/curvature
 
 boards-check: install ## do the committed boards follow from their records?
 	for board in leaderboards/*/; do $(GRAFTBENCH) leaderboard check $$board || exit 1; done
