@@ -33,12 +33,13 @@ seeds: install ## the same over three training seeds, into leaderboards/tiny-see
 	$(GRAFTBENCH) run -m experiment=tiny sweep=methods zoo.build.training_seed=0,1,2
 	$(GRAFTBENCH) leaderboard zoo=tiny suite=tiny backend=hf 'training_seeds=[0,1,2]' out=leaderboards/tiny-seeds
 
-curvature: install ## OTA under each kind of curvature, over three training seeds, into leaderboards/curvature (see docs/curvature.md)
+curvature: install ## OTA under each kind of curvature, over three training seeds, into leaderboards/curvature and docs/curvature.md
 	mkdir -p runs/curvature && ln -sfn ../zoo runs/curvature/zoo
 	$(GRAFTBENCH) run -m home=runs/curvature experiment=tiny sweep=models zoo.build.training_seed=0,1,2
 	$(GRAFTBENCH) run -m home=runs/curvature experiment=tiny sweep=curvature zoo.build.training_seed=0,1,2
 	$(GRAFTBENCH) run -m home=runs/curvature experiment=tiny method=shuffled_curvature zoo.build.training_seed=0,1,2
 	$(GRAFTBENCH) leaderboard home=runs/curvature zoo=tiny suite=tiny backend=hf 'training_seeds=[0,1,2]' out=leaderboards/curvature
+	$(BIN)/python -m benchmarks.curvature_study leaderboards/curvature/records docs/curvature.md
 
 boards-check: install ## do the committed boards follow from their records?
 	for board in leaderboards/*/; do $(GRAFTBENCH) leaderboard check $$board || exit 1; done
