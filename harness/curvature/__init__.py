@@ -1,6 +1,8 @@
 """Curvature: second moments and Fisher information, on disk and from a training run."""
 
-from harness.curvature.capture import second_moments_of
+from typing import TYPE_CHECKING, Any
+
+from harness.curvature.capture import save_second_moments, second_moments_of
 from harness.curvature.compression import compress
 from harness.curvature.fisher import empirical_fisher
 from harness.curvature.second_moments import (
@@ -11,13 +13,27 @@ from harness.curvature.second_moments import (
 )
 from harness.curvature.source import CurvatureSource
 
+if TYPE_CHECKING:
+    from harness.curvature.callback import SecondMomentsCallback
+
 __all__ = [
     "CurvatureSource",
     "SecondMoments",
+    "SecondMomentsCallback",
     "SecondMomentsMetadata",
     "compress",
     "empirical_fisher",
     "find_second_moments",
+    "save_second_moments",
     "second_moments_of",
     "write_second_moments",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The callback when it is asked for: transformers takes seconds to import, and merging needs none of it."""
+    if name == "SecondMomentsCallback":
+        from harness.curvature.callback import SecondMomentsCallback
+
+        return SecondMomentsCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
