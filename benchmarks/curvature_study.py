@@ -24,8 +24,8 @@ from harness.leaderboard.statistics import Estimate, holm, smallest_detectable_d
 from harness.results import Record
 
 METHODS = {
-    "ota": ("adam", "raw", "compressed", "fisher", "delta"),
-    "ota_ffg": ("adam", "raw", "compressed", "fisher", "delta", "shuffled"),
+    "ota": ("adam", "raw", "compressed", "rank", "blocks", "fisher", "delta"),
+    "ota_ffg": ("adam", "raw", "compressed", "rank", "blocks", "fisher", "delta", "shuffled"),
 }
 """The curvatures that each method is run under; `shuffled` is Adam's, permuted within each tensor."""
 
@@ -34,7 +34,10 @@ REFERENCE = "adam"
 QUESTIONS = {
     "Does the proxy matter?": (("fisher", "delta"), "in place of Adam's second moments"),
     "Does the place of curvature matter?": (("shuffled",), "the control: the same values, at random places"),
-    "Does the compression matter?": (("compressed",), "row and column sums in place of full second moments"),
+    "Does the compression matter?": (
+        ("compressed", "rank", "blocks"),
+        "row and column sums, factors of rank 4 and 8-bit codes in place of full second moments",
+    ),
     "Does the bias correction matter?": (
         ("raw",),
         "second moments as they are stored, uncorrected",

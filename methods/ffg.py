@@ -23,8 +23,9 @@ class Ffg(Method):
     threshold: float | None = None
     """Keep edits of at least this saliency, in units of v·Δ², instead of a share."""
     curvature: Curvature = "adam"
-    """Where v comes from: Adam's second moments (adam; raw: without bias correction; compressed: as row and column
-    sums), squared gradients (fisher), or squared task vectors (delta), which need no file."""
+    """Where v comes from: Adam's second moments (adam; raw: without bias correction; compressed to row and column sums,
+    rank: to low-rank factors, blocks: to 8 bits), squared gradients (fisher), or squared task vectors (delta), which
+    need no file."""
     scale: float = 1.0
     """λ, the factor on the grafted edits; 1 is the graft itself."""
 

@@ -14,7 +14,7 @@ class Fisher(Method):
 
     curvature: Curvature = "fisher"
     """Where the Fisher information comes from: squared gradients; or a stand-in: Adam's second moments (adam, raw,
-    compressed) or squared task vectors (delta)."""
+    compressed, rank, blocks) or squared task vectors (delta)."""
     scale: float = 1.0
     """λ, the factor on the merged task vector; 1 is Fisher averaging itself."""
 

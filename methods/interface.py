@@ -11,10 +11,10 @@ from torch import Tensor
 
 Role = Literal["embedding", "q", "k", "v", "o", "gate", "up", "down", "norm", "head", "other"]
 Granularity = Literal["element", "row", "matrix"]
-CurvatureKind = Literal["adam", "raw", "compressed", "fisher"]
-"""Curvature that comes from files: Adam's second moments, bias-corrected or raw or as row and column sums; or Fisher
-information."""
-Curvature = Literal["adam", "raw", "compressed", "fisher", "delta"]
+CurvatureKind = Literal["adam", "raw", "compressed", "rank", "blocks", "fisher"]
+"""Curvature that comes from files: Adam's second moments, bias-corrected, or raw, or compressed to row and column sums,
+low-rank factors or 8 bits; or Fisher information."""
+Curvature = Literal["adam", "raw", "compressed", "rank", "blocks", "fisher", "delta"]
 """What a method may take for curvature: also the squared task vectors, which need no file."""
 
 Scope = Literal["model", "tensor"]

@@ -35,8 +35,9 @@ class OtaFfg(Method):
     threshold: PerExpert | None = None
     """Keep edits of at least this saliency, in units of v·Δ², instead of a share; one number or one per expert."""
     curvature: Curvature = "adam"
-    """Where v comes from: Adam's second moments (adam; raw: without bias correction; compressed: as row and column
-    sums), squared gradients (fisher), or squared task vectors (delta), which need no file."""
+    """Where v comes from: Adam's second moments (adam; raw: without bias correction; compressed to row and column sums,
+    rank: to low-rank factors, blocks: to 8 bits), squared gradients (fisher), or squared task vectors (delta), which
+    need no file."""
     power: float = 0.5
     """p, the power of v that weights an entry."""
     denominator: Denominator = "survivors"

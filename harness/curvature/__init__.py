@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.curvature.capture import save_second_moments, second_moments_of
 from harness.curvature.compression import compress
+from harness.curvature.delta import write_squared_task_vectors
 from harness.curvature.fisher import empirical_fisher
 from harness.curvature.second_moments import (
     SecondMoments,
@@ -27,6 +28,7 @@ __all__ = [
     "save_second_moments",
     "second_moments_of",
     "write_second_moments",
+    "write_squared_task_vectors",
 ]
 
 

@@ -52,28 +52,38 @@ def row_and_column_sums(rows: int, columns: int, read: Callable[[int, int], Tens
 
 
 @dataclass(frozen=True)
-class RankOne:
-    """The matrix of given row and column sums, any range of which can be computed."""
+class Factors:
+    """A matrix as the product of two of low rank, any range of which can be computed."""
 
-    shares: Tensor
-    """Each row's share of the whole, row/Σ: fp32, `[rows]`."""
-    column: Tensor
-    """Column sums, fp32, `[columns]`."""
+    left: Tensor
+    """fp32, `[rows, rank]`, ≥ 0."""
+    right: Tensor
+    """fp32, `[rank, columns]`, ≥ 0."""
 
     @classmethod
-    def of(cls, row: Tensor, column: Tensor) -> "RankOne":
-        """From sums; all zero gives zero. Σ and the division are in fp64, so that products of sums cannot underflow."""
+    def of_sums(cls, row: Tensor, column: Tensor) -> "Factors":
+        """(row/Σ)·col: the matrix of given row and column sums. Sums that are all zero give zero.
+
+        Σ and the division are in fp64, so that products of sums cannot underflow.
+        """
         total = math.fsum(row.tolist())
         shares = row.to(torch.float64) / total if total > 0 else torch.zeros(len(row))
-        return cls(shares.to(torch.float32), column.to(torch.float32))
+        return cls(shares.to(torch.float32)[:, None], column.to(torch.float32)[None])
 
     def fill(self, out: Tensor, start: int) -> None:
-        """Write the entries from flat index `start` on into `out`, fp32 and flat; each is one product in fp32."""
-        columns, done = len(self.column), 0
+        """Write the entries from flat index `start` on into `out`, fp32 and flat.
+
+        Each is a sum of products in the order of the ranks, every one rounded to fp32: no matrix product, which may
+        order or fuse them differently from one range to another.
+        """
+        columns, done = self.right.shape[1], 0
         while done < len(out):
-            top, left = divmod(start + done, columns)
-            rows = 1 if left else max(1, (len(out) - done) // columns)
-            right = min(columns, left + len(out) - done)
-            piece = out[done : done + rows * (right - left)].view(rows, right - left)
-            torch.mul(self.shares[top : top + rows, None], self.column[left:right], out=piece)
+            top, first = divmod(start + done, columns)
+            rows = 1 if first else max(1, (len(out) - done) // columns)
+            last = min(columns, first + len(out) - done)
+            piece = out[done : done + rows * (last - first)].view(rows, last - first)
+            left, right = self.left[top : top + rows], self.right[:, first:last]
+            torch.mul(left[:, :1], right[0], out=piece)
+            for rank in range(1, len(right)):
+                piece += left[:, rank : rank + 1] * right[rank]
             done += piece.numel()

@@ -1,21 +1,20 @@
-"""The file of second moments: safetensors under the model's parameter names, whole or as row and column sums."""
+"""The file of second moments: safetensors under the model's parameter names, whole or compressed; see `keys`."""
 
 import json
-import math
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, cast, get_args
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.checkpoints.layout import SCRATCH_ITEM_BYTES, WEIGHT_DTYPES, TensorInfo, read_index
-from harness.checkpoints.ranges import StoredTensor
+from harness.checkpoints.layout import SCRATCH_ITEM_BYTES, read_index
 from harness.checkpoints.safetensors_file import SafetensorsFile
-from harness.curvature.compression import COLUMN, ROW, TILE_ENTRIES, RankOne, compress, row_and_column_sums
+from harness.curvature.compression import compress
+from harness.curvature.keys import parameters_in
+from harness.curvature.stored import Form, Stored, compressed
 from harness.errors import GraftbenchError
 from harness.files import file_written_atomically
 
@@ -29,9 +28,7 @@ INDEX_SUFFIX = ".index.json"
 PIECE_ENTRIES = 65_536
 """Entries that `read` takes at a time: their scratch stays in cache."""
 
-_LARGEST = torch.finfo(torch.float32).max
-
-StoredKind = Literal["adam", "fisher"]
+StoredKind = Literal["adam", "fisher", "delta"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,8 @@ class SecondMomentsMetadata:
     """Where second moments come from; a public file may know none of it."""
 
     kind: StoredKind = "adam"
-    """Adam's running average of squared gradients, or the mean squared gradient of single examples."""
+    """Adam's running average of squared gradients, the mean squared gradient of single examples, or squared task
+    vectors."""
     optimizer: str | None = None
     beta2: float | None = None
     """Adam's β₂, needed for the bias correction."""
@@ -50,11 +48,13 @@ class SecondMomentsMetadata:
     """Digest of the base model's weights."""
     bias_corrected: bool = False
     """Whether 1/(1−β₂ᵗ) has been applied already; files of ours are stored raw."""
+    compression: str | None = None
+    """What matrices were compressed to, in words; how they are read follows from the tensors' names."""
 
     @property
     def correction(self) -> float | None:
         """Factor that makes the stored values unbiased (Kingma and Ba 2015, arXiv:1412.6980, §3); None if unknown."""
-        if self.kind == "fisher" or self.bias_corrected:
+        if self.kind != "adam" or self.bias_corrected:
             return 1.0
         if self.beta2 is None or self.step is None or self.step < 1:
             return None
@@ -85,6 +85,8 @@ def write_second_moments(
 def find_second_moments(folder: Path, kind: StoredKind) -> Path | None:
     """The file of that kind of curvature in a folder, by its usual name, or the index of its shards; None for neither.
 
+    Squared task vectors have no usual name: they are computed when they are needed.
+
     Raises:
         GraftbenchError: there are both, and one of them may be stale.
     """
@@ -96,7 +98,7 @@ def find_second_moments(folder: Path, kind: StoredKind) -> Path | None:
 
 
 class SecondMoments:
-    """Second moments on disk, read in pieces: one file or shards with an index, whole or as sums. A `TensorSource`.
+    """Second moments on disk, read in pieces: one file or shards with an index, whole or compressed. A `TensorSource`.
 
     Use it as a context manager to close its files. Any number of threads may read at once.
     """
@@ -118,13 +120,13 @@ class SecondMoments:
         self.files = (*([index] if index else []), *(shard.path for shard in shards))
         """All files that determine the values, an index included."""
         self.metadata = _common_metadata(shards)
-        self.tensors: dict[str, TensorInfo] = {}
+        parameters = parameters_in(self._file_of)
+        self.tensors = parameters.infos
         """The parameters that are covered, by name: shape as the model has it, and the data type that `fetch` gives."""
-        self.unreadable: dict[str, torch.dtype] = {}
+        self.unreadable = parameters.unreadable
         """Tensors whose data type (integers, fp8) cannot hold second moments."""
-        self._read_shapes()
-        self._rank_one: dict[str, RankOne] = {}
-        self._summing: dict[str, threading.Lock] = {}
+        self._stored = parameters.stored
+        self._compressed: dict[tuple[str, Form], Stored] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -147,117 +149,52 @@ class SecondMoments:
         """Shape of each parameter that is covered."""
         return {name: info.shape for name, info in self.tensors.items()}
 
-    def fetch(self, name: str, start: int, stop: int, scratch: Tensor, as_sums: bool = False) -> Tensor:
+    def fetch(self, name: str, start: int, stop: int, scratch: Tensor, form: Form | None = None) -> Tensor:
         """Entries `start` to `stop` of a parameter's second moments, raw and flat; the same bits however it is cut.
 
-        Where the file holds the parameter whole, they are as it stores them (fp64, fp32, fp16 or bf16); where it holds
-        sums, or `as_sums` asks for them, fp32. They lie at the beginning of `scratch` in either case.
+        Where the file holds the parameter whole, they are as it stores them (fp64, fp32, fp16 or bf16); where it is
+        compressed, or `form` asks for that, fp32. They lie at the beginning of `scratch` in either case.
 
         Args:
             name: the parameter.
             start: flat index of the first entry.
             stop: flat index after the last.
             scratch: uint8, 4 bytes per entry (8 where fp64 is stored), of the calling thread.
-            as_sums: reduce a matrix to its row and column sums and rebuild it, as a compressed file would. The first
-                call reads all of it, in a piece of bounded size at a time, and the sums are kept.
+            form: compress it on the fly and rebuild it, as a file of that form would. Sums and factors are computed by
+                the first call, which reads all of the matrix, a piece of bounded size at a time, and are kept.
 
         Raises:
             GraftbenchError: values are negative, NaN or Inf, or cannot be read; file and tensor are named.
         """
-        if name in self.unreadable:
-            raise GraftbenchError(f"{self.path}: second moments of '{name}' {refusal(self.unreadable[name])}")
-        if not self._is_summed(name, as_sums):
-            return self._read(name, start, stop, scratch)
-        out = scratch[: (stop - start) * torch.float32.itemsize].view(torch.float32)
-        self._sums(name).fill(out, start)
-        return out
+        return self.stored(name, form).fetch(start, stop, scratch)
 
-    def announce(self, name: str, start: int, stop: int, as_sums: bool = False) -> None:
+    def announce(self, name: str, start: int, stop: int, form: Form | None = None) -> None:
         """Tell the system that a range will be fetched soon."""
-        if name in self._file_of and not (self._is_summed(name, as_sums) and name in self._rank_one):
-            self._file_of[name].announce(name, start, stop)
+        self.stored(name, form).announce(start, stop)
 
-    def read(self, name: str, as_sums: bool = False) -> Tensor:
+    def read(self, name: str, form: Form | None = None) -> Tensor:
         """The second moments of one parameter, whole: raw, fp32, in its shape; see `fetch`."""
         info = self.tensors[name]
         out, scratch = torch.empty(info.entries), torch.empty(PIECE_ENTRIES * SCRATCH_ITEM_BYTES, dtype=torch.uint8)
         for start in range(0, info.entries, PIECE_ENTRIES):
             stop = min(start + PIECE_ENTRIES, info.entries)
-            out[start:stop] = self.fetch(name, start, stop, scratch, as_sums)
+            out[start:stop] = self.fetch(name, start, stop, scratch, form)
         return out.view(info.shape)
 
-    def _is_summed(self, name: str, as_sums: bool) -> bool:
-        return name not in self._file_of or (as_sums and len(self.tensors[name].shape) == 2)
+    def stored(self, name: str, form: Form | None = None) -> Stored:
+        """One parameter, as the file has it or compressed on the fly.
 
-    def _sums(self, name: str) -> RankOne:
-        """The parameter's sums, read or computed once, whichever thread asks first."""
-        with self._summing.setdefault(name, threading.Lock()):
-            if name not in self._rank_one:
-                row, column = self._read_sums(name) if name not in self._file_of else self._add_up(name)
-                self._rank_one[name] = RankOne.of(row, column)
-        return self._rank_one[name]
-
-    def _read_sums(self, name: str) -> list[Tensor]:
-        sums = []
-        for key, length in zip((name + ROW, name + COLUMN), self.tensors[name].shape, strict=True):
-            scratch = torch.empty(length * SCRATCH_ITEM_BYTES, dtype=torch.uint8)
-            sums.append(self._read(key, 0, length, scratch).to(torch.float32))
-        return sums
-
-    def _add_up(self, name: str) -> tuple[Tensor, Tensor]:
-        rows, columns = self.tensors[name].shape
-        scratch = torch.empty(TILE_ENTRIES * SCRATCH_ITEM_BYTES, dtype=torch.uint8)
-        sums = row_and_column_sums(
-            rows, columns, lambda start, stop: self._read(name, start, stop, scratch).to(torch.float32)
-        )
-        for part in sums:
-            self._check(name, part, self._file_of[name])
-        return sums
-
-    def _read(self, key: str, start: int, stop: int, scratch: Tensor) -> Tensor:
-        file = self._file_of[key]
-        values = file.read(key, start, stop, scratch)
-        self._check(key, values, file)
-        return values
-
-    def _check(self, key: str, values: Tensor, file: SafetensorsFile) -> None:
-        """Refuse what is no second moment; NaN passes through aminmax and fails both comparisons."""
-        if not values.numel():
-            return
-        lowest, highest = (float(extreme) for extreme in torch.aminmax(values))
-        if not (lowest >= 0 and highest <= _LARGEST):
-            found = "NaN" if math.isnan(lowest) else f"values from {lowest} to {highest}"
-            raise GraftbenchError(
-                f"{file.path}: second moments of '{key}' hold {found}, but must be ≥ 0 and finite in fp32; "
-                "export them again"
-            )
-
-    def _read_shapes(self) -> None:
-        stored = {key: file.tensors[key] for key, file in self._file_of.items()}
-        for key, tensor in stored.items():
-            name, path = key.removesuffix(ROW).removesuffix(COLUMN), self._file_of[key].path
-            if tensor.dtype not in WEIGHT_DTYPES:
-                self.unreadable[name] = tensor.dtype
-            if key.endswith(ROW):
-                self._add_summed(name, stored, path)
-            elif not key.endswith(COLUMN):
-                self.tensors[name] = TensorInfo(name, tensor.shape, tensor.dtype, path)
-            elif name + ROW not in stored:
-                raise GraftbenchError(f"{path}: has column sums of '{name}' but no row sums")
-        self.tensors = {name: info for name, info in self.tensors.items() if name not in self.unreadable}
-
-    def _add_summed(self, name: str, stored: Mapping[str, StoredTensor], path: Path) -> None:
-        row, column = stored[name + ROW], stored.get(name + COLUMN)
-        if column is None:
-            raise GraftbenchError(f"{path}: has row sums of '{name}' but no column sums")
-        if name in stored:
-            raise GraftbenchError(f"{path}: has '{name}' both whole and as sums; remove one of them")
-        if len(row.shape) != 1 or len(column.shape) != 1:
-            raise GraftbenchError(
-                f"{path}: row and column sums of '{name}' have shapes {list(row.shape)} and {list(column.shape)}, "
-                "but sums of a matrix have one dimension each"
-            )
-        self.tensors[name] = TensorInfo(name, (*row.shape, *column.shape), torch.float32, path)
+        Raises:
+            GraftbenchError: its data type cannot hold second moments.
+        """
+        if name in self.unreadable:
+            raise GraftbenchError(f"{self.path}: second moments of '{name}' {refusal(self.unreadable[name])}")
+        if form is None:
+            return self._stored[name]
+        if (name, form) not in self._compressed:
+            made = compressed(self._stored[name], name, self.tensors[name].shape, form)
+            return self._compressed.setdefault((name, form), made)
+        return self._compressed[name, form]
 
 
 def _open_files(
@@ -283,7 +220,7 @@ def _file_in(folder: Path, kind: StoredKind | None) -> Path:
     found = [path for path in (find_second_moments(folder, each) for each in kinds) if path is not None]
     if len(found) == 1:
         return found[0]
-    names = " or ".join({"adam": FILE_NAME, "fisher": FISHER_FILE_NAME}[each] for each in kinds)
+    names = " or ".join(FISHER_FILE_NAME if each == "fisher" else FILE_NAME for each in kinds)
     if found:
         raise GraftbenchError(f"{folder} holds second moments of two kinds ({names}); name the file to read")
     raise GraftbenchError(f"second moments {folder} do not exist: the folder holds no {names}, nor an index of one")
@@ -326,18 +263,19 @@ def _metadata(fields: Mapping[str, str], path: Path) -> SecondMomentsMetadata:
         raise GraftbenchError(f"{path}: format version {fields.get('version')}, but this reads {FORMAT_VERSION}")
     try:
         kind, beta2 = fields["kind"], float(fields["beta2"]) if "beta2" in fields else None
-        if kind not in ("adam", "fisher"):
-            raise ValueError(f"kind={kind} is neither adam nor fisher")
+        if kind not in get_args(StoredKind):
+            raise ValueError(f"kind={kind} is none of {', '.join(get_args(StoredKind))}")
         if beta2 is not None and not 0.0 <= beta2 < 1.0:
             raise ValueError(f"beta2={beta2} lies outside 0..1")
         return SecondMomentsMetadata(
-            kind="fisher" if kind == "fisher" else "adam",
+            kind=cast(StoredKind, kind),
             optimizer=fields.get("optimizer"),
             beta2=beta2,
             step=int(fields["step"]) if "step" in fields else None,
             learning_rate=float(fields["learning_rate"]) if "learning_rate" in fields else None,
             base_digest=fields.get("base_digest"),
             bias_corrected=fields.get("bias_corrected") == "True",
+            compression=fields.get("compression"),
         )
     except (KeyError, ValueError) as error:
         raise GraftbenchError(f"{path}: its metadata cannot be read ({error})") from error

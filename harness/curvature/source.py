@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from harness.checkpoints.layout import SCRATCH_ITEM_BYTES, TensorInfo, TensorSource, role_and_layer
-from harness.curvature.second_moments import PIECE_ENTRIES, SecondMoments, refusal
+from harness.curvature.second_moments import PIECE_ENTRIES, SecondMoments, StoredKind, refusal
+from harness.curvature.stored import Form
 from harness.errors import GraftbenchError
 from harness.files import canonical_json, file_digests, text_digest
 from methods.interface import CurvatureKind, Role
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 NAMES_SHOWN = 3
 """Names that one problem lists before it counts."""
+
+FORMS: dict[CurvatureKind, Form] = {"compressed": "sums", "rank": "rank", "blocks": "blocks"}
+"""What the kinds that compress on the fly compress to."""
 
 
 class CurvatureSource:
@@ -37,7 +41,7 @@ class CurvatureSource:
         """Open each expert's files and check that they cover every parameter in its shape.
 
         Args:
-            kind: what the method asks for; `compressed` reads full files through their row and column sums, and `raw`
+            kind: what the method asks for; some read full files through a compressed form (see `FORMS`), and `raw`
                 leaves out the bias correction.
             files: for each expert its file, index or folder; see `SecondMoments`.
             shapes: the parameters that will be read.
@@ -54,14 +58,15 @@ class CurvatureSource:
         self._sources: dict[str, TensorSource] = {}
         for expert, path in files.items():
             try:
-                moments = SecondMoments(path, "fisher" if kind == "fisher" else "adam")
-                self._experts[expert] = _ExpertCurvature(expert, moments, kind == "compressed", shapes)
+                moments = SecondMoments(path, _stored_kind(kind))
+                self._experts[expert] = _ExpertCurvature(expert, moments, FORMS.get(kind), shapes)
                 self._sources[expert] = wrap(expert, self._experts[expert]) if wrap else self._experts[expert]
             except GraftbenchError as error:
                 found.append(str(error))
             else:
                 found += _problems_of_kind(kind, moments)
                 found += _problems_of_cover(expert, moments, self._sources[expert], shapes)
+        found += self._problems_of_mixture()
         if found and problems is None:
             self.close()
             raise GraftbenchError("\n".join(found))
@@ -159,6 +164,14 @@ class CurvatureSource:
         """What the curvatures are, for a recipe: digests and the correction."""
         return {"bias_corrected": self.bias_corrected, "files": self.digests()}
 
+    def _problems_of_mixture(self) -> list[str]:
+        """Kinds of curvature differ by orders of magnitude, so that one expert's would drown the others'."""
+        kinds = {name: expert.moments.metadata.kind for name, expert in self._experts.items()}
+        if len(set(kinds.values())) < 2 or "delta" not in kinds.values():
+            return []
+        listing = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+        return [f"the experts' files hold curvature of different kinds ({listing}), which cannot be compared"]
+
     def _common_corrections(self) -> dict[str, float]:
         """Each expert's bias correction; 1 for all if that of one is not known, or none is wanted."""
         if self.kind == "raw":
@@ -178,7 +191,7 @@ class CurvatureSource:
 
 
 class _ExpertCurvature:
-    """One expert's second moments under the model's names, with `as_sums` decided. A `TensorSource`.
+    """One expert's second moments under the model's names, in one form. A `TensorSource`.
 
     Tied weights are one parameter with two names, and an optimizer may keep its moments under either: where the model
     has an embedding and no head, and the file the reverse, the file's head is the embedding; likewise the other way
@@ -186,10 +199,10 @@ class _ExpertCurvature:
     """
 
     def __init__(
-        self, expert: str, moments: SecondMoments, as_sums: bool, shapes: Mapping[str, tuple[int, ...]]
+        self, expert: str, moments: SecondMoments, form: Form | None, shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
         self.moments = moments
-        self._as_sums = as_sums
+        self._form = form
         self._stored_names = {name: name for name in moments.tensors}
         tied = _tied_names(shapes, moments.tensors)
         if tied is not None:
@@ -207,19 +220,18 @@ class _ExpertCurvature:
 
     def fetch(self, name: str, start: int, stop: int, scratch: Tensor) -> Tensor:
         """Entries of a parameter's raw second moments; see `SecondMoments.fetch`."""
-        return self.moments.fetch(self._stored_names[name], start, stop, scratch, self._as_sums)
+        return self.moments.fetch(self._stored_names[name], start, stop, scratch, self._form)
 
     def announce(self, name: str, start: int, stop: int) -> None:
         """Tell the system that a range will be fetched soon."""
-        self.moments.announce(self._stored_names[name], start, stop, self._as_sums)
+        self.moments.announce(self._stored_names[name], start, stop, self._form)
 
     def close(self) -> None:
         """Close the files; the next `fetch` opens them again."""
         self.moments.close()
 
     def _info(self, name: str, stored: TensorInfo) -> TensorInfo:
-        summed = self._as_sums and len(stored.shape) == 2
-        return replace(stored, name=name, dtype=torch.float32 if summed else stored.dtype)
+        return replace(stored, name=name, dtype=self.moments.stored(stored.name, self._form).dtype)
 
 
 def _tied_names(wanted: Iterable[str], stored: Iterable[str]) -> tuple[str, str] | None:
@@ -237,9 +249,13 @@ def _of_role(role: Role, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.endswith(".weight") and role_and_layer(name) == (role, None)]
 
 
+def _stored_kind(kind: CurvatureKind) -> StoredKind:
+    """The kind of file that holds a kind of curvature."""
+    return "fisher" if kind == "fisher" else "adam"
+
+
 def _problems_of_kind(kind: CurvatureKind, moments: SecondMoments) -> list[str]:
-    wanted = "fisher" if kind == "fisher" else "adam"
-    if moments.metadata.kind == wanted:
+    if moments.metadata.kind in (_stored_kind(kind), "delta"):  # which may stand for any other
         return []
     return [f"{moments.path} holds curvature of kind '{moments.metadata.kind}', but the method asks for '{kind}'"]
 

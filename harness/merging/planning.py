@@ -229,13 +229,14 @@ def _curvature_problems(method: Method, models: Mapping[str, Model], files: Mapp
         if model.is_adapter:
             problems.append(
                 f"expert '{name}' ({model.source}) is a LoRA adapter: its optimizer has second moments of the two "
-                "low-rank factors, not of the weights, so a method that needs curvature cannot use it; choose a method "
-                "that needs none (linear, ties, …)"
+                "low-rank factors, not of the weights, so a method that needs curvature cannot use it; take "
+                "method.curvature=delta, or choose a method that needs none (linear, ties, …)"
             )
         elif files.get(name) is None:
             problems.append(
                 f"this method needs the curvature '{kind}' of expert '{name}', and there is none beside its weights; "
-                f"name the file with zoo.{option}.{name}=PATH, or choose a method that needs none (linear, ties, …)"
+                f"name the file with zoo.{option}.{name}=PATH, take method.curvature=delta, or choose a method that "
+                "needs none (linear, ties, …)"
             )
     return problems
 

@@ -26,7 +26,8 @@ from harness.curvature import (
     find_second_moments,
     write_second_moments,
 )
-from harness.curvature.compression import TILE_ENTRIES, RankOne
+from harness.curvature.compression import TILE_ENTRIES, Factors
+from harness.curvature.stored import Form
 from harness.errors import GraftbenchError
 from harness.files import file_digest
 from tests.checkpoints.small import write_moments
@@ -38,7 +39,7 @@ def rebuilt(matrix: Tensor) -> Tensor:
     """A matrix from its row and column sums."""
     parts = compress("p", matrix)
     out = torch.empty(matrix.numel())
-    RankOne.of(parts["p.row"], parts["p.col"]).fill(out, 0)
+    Factors.of_sums(parts["p.row"], parts["p.col"]).fill(out, 0)
     return out.view(matrix.shape)
 
 
@@ -103,8 +104,8 @@ def test_a_compressed_file_holds_sums_and_whole_vectors(tmp_path: Path) -> None:
 def test_compressing_on_the_fly_gives_what_a_compressed_file_gives(tmp_path: Path) -> None:
     write_moments(tmp_path / "v", {"p": MATRIX, "norm": [1.0]})
     with SecondMoments(tmp_path / "v") as moments:
-        assert moments.read("p", as_sums=True).tolist() == [[0.75, 2.25], [3.25, 9.75]]
-        assert moments.read("norm", as_sums=True).tolist() == [1.0]
+        assert moments.read("p", "sums").tolist() == [[0.75, 2.25], [3.25, 9.75]]
+        assert moments.read("norm", "sums").tolist() == [1.0]
 
 
 def test_sums_of_zero_reconstruct_zero() -> None:
@@ -217,10 +218,11 @@ def test_any_pieces_have_the_bits_of_the_whole(
     save_file(compress("p", value) if on_disk_as_sums else {"p": value}, file)
     size = data.draw(st.integers(1, max(1, value.numel())), label="size of pieces")
     with SecondMoments(file) as moments:
-        whole = moments.read("p", as_sums)
+        form: Form | None = "sums" if as_sums else None
+        whole = moments.read("p", form)
         assert whole.shape == shape
         assert value.numel() == 0 or torch.equal(
-            in_pieces(moments, "p", value.numel(), size, as_sums=as_sums), whole.flatten()
+            in_pieces(moments, "p", value.numel(), size, form=form), whole.flatten()
         )
         if len(shape) != 2 or not (as_sums or on_disk_as_sums):
             assert torch.equal(whole, value.float())
@@ -246,7 +248,7 @@ def test_a_matrix_of_many_tiles_is_rebuilt_alike_from_a_file_from_memory_and_in_
                 start,
                 min(start + 7001, value.numel()),
                 torch.empty(8 * 7001, dtype=torch.uint8),
-                as_sums=True,
+                form="sums",
             ),
             starts,
         )
@@ -334,8 +336,10 @@ def test_sums_that_do_not_fit_together_are_refused(tmp_path: Path, stored: dict[
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("as_sums", [False, True])
-def test_bad_values_are_found_in_every_data_type(tmp_path: Path, dtype: torch.dtype, bad: float, as_sums: bool) -> None:
+@pytest.mark.parametrize("form", [None, "sums", "rank", "blocks"])
+def test_bad_values_are_found_in_every_data_type(
+    tmp_path: Path, dtype: torch.dtype, bad: float, form: Form | None
+) -> None:
     value = torch.rand(60, 40).to(dtype)
     value[59, 39] = bad
     save_file({"p": value}, tmp_path / "v")
@@ -343,7 +347,7 @@ def test_bad_values_are_found_in_every_data_type(tmp_path: Path, dtype: torch.dt
         SecondMoments(tmp_path / "v") as moments,
         pytest.raises(GraftbenchError, match="v: second moments of 'p' hold"),
     ):
-        moments.read("p", as_sums)
+        moments.read("p", form)
 
 
 def test_values_and_sums_beyond_fp32_are_refused(tmp_path: Path) -> None:
@@ -353,7 +357,7 @@ def test_values_and_sums_beyond_fp32_are_refused(tmp_path: Path) -> None:
             moments.read("p")
         assert moments.read("q").max() < torch.inf
         with pytest.raises(GraftbenchError, match="'q' hold values from inf"):
-            moments.read("q", as_sums=True)
+            moments.read("q", "sums")
 
 
 def test_a_file_cut_short_after_it_was_opened_is_named(tmp_path: Path) -> None:

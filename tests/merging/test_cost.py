@@ -16,6 +16,9 @@ from tests.merging.models import NAMES, Models
 ENTRIES = 37 * 29 + 613 + 29 * 37 + 5
 SUMS = (37 + 29) + 613 + (29 + 37) + 5
 """Rows and columns of the two matrices, and the vectors whole."""
+FACTORS = 4 * (37 + 29) + 613 + 4 * (29 + 37) + 5
+CODES = 2 * (37 * 29 + 8 * 5) + 4 * (613 + 5)
+"""A byte an entry and eight for each of the five blocks of 256 of a matrix; vectors in fp32."""
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
         (Linear(), 0, "none"),
         (Ota(), 4 * ENTRIES, "second moments"),
         (Ota(curvature="compressed"), 4 * SUMS, "second moments"),
+        (Ota(curvature="rank"), 4 * FACTORS, "second moments"),
+        (Ota(curvature="blocks"), CODES, "second moments"),
+        (Ota(curvature="delta"), 0, "none"),
         (Fisher(), 4 * ENTRIES, "labelled examples"),
     ],
 )
