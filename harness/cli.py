@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.logging import RichHandler
 
-from harness import __version__, board_verbs, config, moments_verbs, verbs
+from harness import __version__, board_verbs, config, moments_config, moments_verbs, verbs
 from harness.errors import GraftbenchError, unknown_name
 from harness.evaluation.worker import end_shared_engine
 from harness.files import digests_kept_in
@@ -53,6 +53,7 @@ VERBS: dict[str, Verb] = {
     "tune": Verb(config.tune_settings, verbs.tune),
     "data": Verb(config.data_settings, verbs.data),
     "moments export": Verb(config.export_settings, moments_verbs.export),
+    "moments compress": Verb(moments_config.compress_settings, moments_verbs.compress),
 }
 """By name: one word, or two (`moments export`). Its options are in `conf/`, in the file of that name."""
 

@@ -302,6 +302,15 @@ def export_settings(config: DictConfig, _: Invocation) -> ExportSettings:
     return _settings(ExportSettings, _plain(config))
 
 
+def settings_of(cls: Any, config: DictConfig) -> Any:
+    """Settings of a verb that has no groups of its own reading.
+
+    Raises:
+        GraftbenchError: an option is unknown, missing, or has a bad value.
+    """
+    return _settings(cls, _plain(config))
+
+
 def _settings(cls: Any, values: Mapping[str, Any], **built: Any) -> Any:
     """Settings of a verb: each group through its own schema, the rest through the verb's."""
     parts = {key: read(values[key]) for key, read in _GROUPS.items() if key in values}

@@ -55,6 +55,10 @@ _EXAMPLES = {
         "graftbench moments export source=global_step500 model=DIR base=PATH out=FILE.safetensors",
         "graftbench moments export source=optimizer.pt model=DIR 'frozen=[model.embed_tokens.*]' out=DIR",
     ),
+    "moments compress": (
+        "graftbench moments compress source=EXPERT out=FILE.safetensors format=blocks",
+        "graftbench moments compress source=FILE out=DIR format=rank rank=8 base=PATH expert=PATH report=report.json",
+    ),
     "data": ("graftbench data fetch suite=core to=DIR", "graftbench data fetch suite=smoke to=DIR"),
 }
 _GROUP_LINE = re.compile(r"\s*- (?:optional )?(\w+): (\w+)\s*#\s*(.+)")
