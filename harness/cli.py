@@ -53,6 +53,7 @@ VERBS: dict[str, Verb] = {
     "tune": Verb(config.tune_settings, verbs.tune),
     "data": Verb(config.data_settings, verbs.data),
     "moments export": Verb(config.export_settings, moments_verbs.export),
+    "moments estimate": Verb(moments_config.estimate_settings, moments_verbs.estimate),
     "moments compress": Verb(moments_config.compress_settings, moments_verbs.compress),
 }
 """By name: one word, or two (`moments export`). Its options are in `conf/`, in the file of that name."""

@@ -55,6 +55,11 @@ _EXAMPLES = {
         "graftbench moments export source=global_step500 model=DIR base=PATH out=FILE.safetensors",
         "graftbench moments export source=optimizer.pt model=DIR 'frozen=[model.embed_tokens.*]' out=DIR",
     ),
+    "moments estimate": (
+        "graftbench moments estimate model=EXPERT data=examples.jsonl out=EXPERT device=cuda",
+        "graftbench moments estimate model=EXPERT data=examples.jsonl labels=sampled limit=256 out=FILE.safetensors",
+        "graftbench moments estimate kind=delta model=EXPERT base=PATH out=FILE.safetensors",
+    ),
     "moments compress": (
         "graftbench moments compress source=EXPERT out=FILE.safetensors format=blocks",
         "graftbench moments compress source=FILE out=DIR format=rank rank=8 base=PATH expert=PATH report=report.json",

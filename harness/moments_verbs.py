@@ -9,13 +9,17 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.config import ExportSettings
+from harness.curvature.batched_fisher import LabelSource
 from harness.curvature.compressing import CompressionReport, compress_file
+from harness.curvature.delta import DELTA_FILE_NAME, write_squared_task_vectors
+from harness.curvature.estimating import estimate_fisher
 from harness.curvature.export import export_second_moments
 from harness.curvature.second_moments import FILE_NAME, FISHER_FILE_NAME, SecondMoments
 from harness.curvature.stored import Form
 from harness.files import readable_size, write_text_atomically
 from harness.merging.overlap import MaskOverlap, mask_overlaps
-from harness.moments_config import CompressSettings
+from harness.merging.planning import resolve_device
+from harness.moments_config import CompressSettings, EstimateSettings
 
 
 def export(settings: ExportSettings) -> None:
@@ -37,6 +41,31 @@ def export(settings: ExportSettings) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def estimate(settings: EstimateSettings) -> None:
+    """Write Fisher information or squared task vectors to a file of second moments."""
+    out = settings.out.expanduser()
+    if out.suffix != ".safetensors":
+        out /= FISHER_FILE_NAME if settings.kind == "fisher" else DELTA_FILE_NAME
+    if settings.data is not None:
+        parameters, examples = estimate_fisher(
+            settings.model,
+            settings.data.expanduser(),
+            out,
+            base=settings.base,
+            labels=cast(LabelSource, settings.labels),
+            batch_size=settings.batch_size,
+            max_length=settings.max_length,
+            limit=settings.limit,
+            device=resolve_device(settings.device),
+            seed=settings.seed,
+        )
+        told = f"Fisher information of {parameters} parameters from {examples} examples, labels={settings.labels}"
+    else:
+        assert settings.base is not None
+        told = f"squared task vectors of {write_squared_task_vectors(settings.base, settings.model, out)} parameters"
+    Console().print(f"wrote {out}: {told}", highlight=False, soft_wrap=True)
 
 
 def compress(settings: CompressSettings) -> None:

@@ -14,6 +14,8 @@ from harness.curvature.second_moments import PIECE_ENTRIES, SecondMomentsMetadat
 from harness.curvature.streaming import streamed_second_moments
 from harness.errors import GraftbenchError
 
+DELTA_FILE_NAME = "delta.safetensors"
+
 
 def write_squared_task_vectors(base: Source, expert: Source, out: Path) -> int:
     """Write an expert's Δ² as a file of second moments, piece by piece; returns its number of parameters.

@@ -48,6 +48,8 @@ class SecondMomentsMetadata:
     """Digest of the base model's weights."""
     bias_corrected: bool = False
     """Whether 1/(1−β₂ᵗ) has been applied already; files of ours are stored raw."""
+    estimate: str | None = None
+    """What Fisher information was estimated from, in words."""
     compression: str | None = None
     """What matrices were compressed to, in words; how they are read follows from the tensors' names."""
 
@@ -275,6 +277,7 @@ def _metadata(fields: Mapping[str, str], path: Path) -> SecondMomentsMetadata:
             learning_rate=float(fields["learning_rate"]) if "learning_rate" in fields else None,
             base_digest=fields.get("base_digest"),
             bias_corrected=fields.get("bias_corrected") == "True",
+            estimate=fields.get("estimate"),
             compression=fields.get("compression"),
         )
     except (KeyError, ValueError) as error:
