@@ -13,9 +13,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.checkpoints import Checkpoint
+from harness.curvature.compressing import compress_file
+from harness.curvature.stored import Form
 from harness.merging import Execution, merge_to_folder, plan_merge
 from methods.linear import Linear
 from methods.ota import Ota
+from methods.ota_ffg import OtaFfg
 from methods.task_arithmetic import TaskArithmetic
 from methods.ties import Ties
 from tests.checkpoints.llama import llama
@@ -209,3 +212,26 @@ def test_the_tokenizer_comes_from_where_it_is_asked_for(tmp_path: Path) -> None:
     with plan_merge("m", Linear(), base.folder, {"x": expert.folder}, {}, tokenizer="x") as plan:
         out = merge_to_folder(plan, tmp_path / "out").folder
     assert (out / "chat_template.jinja").read_text() == "{{ 'mine' }}"
+
+
+@pytest.mark.parametrize("form", ["sums", "rank", "blocks"])
+def test_compressed_curvature_rows_move_with_their_tokens(tmp_path: Path, form: Form) -> None:
+    """On the fly and from files alike, though the output has an expert's rows backwards, and a row that only it has."""
+    plain = tokenizer()
+    core = json.loads(plain.to_str())["model"]["vocab"]
+    backwards = {token: plain.get_vocab_size() - 1 - number for token, number in core.items()}
+    base = save(tmp_path / "base", plain, seed=1)
+    x = save(tmp_path / "x", tokenizer([AddedToken("<call>")], backwards), seed=2)
+    y = save(tmp_path / "y", plain, seed=3)
+    models, full, small = {"base": base.folder, "x": x.folder, "y": y.folder}, {}, {}
+    for seed, (name, model) in enumerate((("x", x), ("y", y))):
+        draw = torch.Generator().manual_seed(seed)
+        values = {key: 10.0 ** (torch.rand(info.shape, generator=draw) * 8 - 16) for key, info in model.tensors.items()}
+        full[name] = write_moments(tmp_path / f"{name}.v", values, beta2=0.9, step=1 + 5 * seed)
+        small[name] = compress_file(full[name], tmp_path / f"{name}.{form}", form).path
+    kind: Any = {"sums": "compressed"}.get(form, form)
+    on_the_fly = merged(OtaFfg(curvature=kind, density=0.3), models, full, vocabulary="union")
+    from_files = merged(OtaFfg(density=0.3), models, small, Execution(piece_entries=64), vocabulary="union")
+    assert all(torch.equal(on_the_fly[name], from_files[name]) for name in from_files)
+    whole = merged(OtaFfg(density=0.3), models, full, vocabulary="union")
+    assert not all(torch.equal(on_the_fly[name], whole[name]) for name in whole)
