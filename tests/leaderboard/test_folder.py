@@ -13,7 +13,14 @@ from harness.results import Record
 def test_a_board_is_recomputed_from_its_folder_byte_for_byte(board_records: list[Record], tmp_path: Path) -> None:
     written = write_board(build_board(board_records), tmp_path / "tiny")
     export_records(board_records, tmp_path / "tiny")
-    assert [path.name for path in written] == ["README.md", "leaderboard.csv", "pairs.csv", "leaderboard.json"]
+    assert [path.name for path in written] == [
+        "README.md",
+        "index.html",
+        "leaderboard.csv",
+        "leaderboard.json",
+        "leaderboard.tex",
+        "pairs.csv",
+    ]
     loaded = load_records(tmp_path / "tiny" / "records")
     assert loaded == sorted(board_records, key=lambda record: record.key)
     again = write_board(build_board(loaded), tmp_path / "again")
