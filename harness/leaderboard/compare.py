@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.errors import GraftbenchError, unknown_name
 from harness.leaderboard.comparable import check_comparable, unique_records
@@ -45,7 +46,7 @@ def compare_rows(records: Sequence[Record], first: str, second: str) -> PairedCo
 
     Args:
         records: of a board; all decide which records are one row, and how rows are called.
-        first: a row's label, or the beginning of the key of one of its records.
+        first: a row's label, or one of its records: the beginning of the key, or the file that it names.
         second: likewise.
 
     Raises:
@@ -83,8 +84,9 @@ def _row(ranking: Ranking, wanted: str) -> int:
     labels = [ranking.labels[record.key] for record in ranking.records]
     if wanted in labels:
         return labels.index(wanted)
-    if len(wanted) >= SHORTEST_KEY:
-        found = [i for i in range(len(labels)) if any(key.startswith(wanted) for key in _keys(ranking, i))]
+    beginning = Path(wanted).stem if wanted.endswith(".json") else wanted
+    if len(beginning) >= SHORTEST_KEY:
+        found = [i for i in range(len(labels)) if any(key.startswith(beginning) for key in _keys(ranking, i))]
         if len(found) == 1:
             return found[0]
     raise unknown_name("row of the board", wanted, labels)

@@ -34,6 +34,7 @@ def test_the_other_way_round_is_the_negative(make_record: MakeRecord) -> None:
 def test_rows_go_by_label_or_key_and_must_be_two(make_record: MakeRecord) -> None:
     records = [make_record(name, {"math": [1, 0]}) for name in ("one", "other")]
     assert compare_rows(records, "key-method-one", "other").first == "one"
+    assert compare_rows(records, "one", "leaderboards/x/records/key-method-other.json").second == "other"
     with pytest.raises(GraftbenchError, match="unknown row of the board 'onw'; did you mean 'one'"):
         compare_rows(records, "onw", "other")
     with pytest.raises(GraftbenchError, match="are the same row"):
