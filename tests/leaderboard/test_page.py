@@ -17,6 +17,7 @@ from harness.leaderboard import build_board
 from harness.leaderboard.render import to_html
 from harness.results import Record
 
+BOARDS = [path.parent for path in sorted((Path(__file__).parents[2] / "leaderboards").glob("*/index.html"))]
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
     "--headless",
@@ -86,6 +87,7 @@ def test_names_cannot_smuggle_markup_into_the_page(board_records: list[Record]) 
 @needs_browser
 def test_headings_sort_both_ways_within_the_groups(page: webdriver.Chrome) -> None:
     assert shown(page) == ["ties", "ota_ffg", "linear"]
+    assert heading(page, "Average").get_attribute("aria-sort") == "descending"
     column = heading(page, "Model")
     column.find_element(By.TAG_NAME, "button").click()
     assert shown(page) == ["linear", "ota_ffg", "ties"]
@@ -115,9 +117,26 @@ def test_a_row_leads_to_its_details_and_its_command(page: webdriver.Chrome) -> N
     details = page.find_element(By.ID, "row-key-method-ties")
     assert details.get_attribute("open") is not None
     assert details.find_element(By.CSS_SELECTOR, ".command code").text.startswith("graftbench run method=ties zoo=tiny")
-    details.find_element(By.CSS_SELECTOR, "button.copy").click()
-    said = page.find_element(By.ID, "said")
-    WebDriverWait(page, 10).until(lambda _: said.get_attribute("textContent").startswith("Command"))
+
+
+@needs_browser
+@pytest.mark.parametrize(("clipboard", "said"), [(True, "Command copied"), (False, "Command selected")])
+def test_a_command_is_copied_or_where_that_is_forbidden_selected(
+    page: webdriver.Chrome, clipboard: bool, said: str
+) -> None:
+    page.execute_script(
+        "window.copied = null; Object.defineProperty(navigator, 'clipboard', {configurable: true, value: arguments[0]"
+        " ? {writeText: async (text) => { window.copied = text; }} : undefined})",
+        clipboard,
+    )
+    page.find_element(By.LINK_TEXT, "ties").click()
+    details = page.find_element(By.ID, "row-key-method-ties")
+    command = details.find_element(By.CSS_SELECTOR, ".command code").text
+    details.find_element(By.CSS_SELECTOR, "button.copy").send_keys(Keys.ENTER)
+    status = page.find_element(By.ID, "said")
+    WebDriverWait(page, 10).until(lambda _: status.get_attribute("textContent") == said)
+    taken = page.execute_script("return window.copied ?? String(getSelection())")
+    assert taken.split() == command.split()
 
 
 @needs_browser
@@ -133,8 +152,10 @@ def test_colours_follow_the_button(page: webdriver.Chrome) -> None:
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [375, 768, 1280])
-def test_the_page_is_never_wider_than_the_screen(page: webdriver.Chrome, width: int) -> None:
+@pytest.mark.parametrize("width", [320, 375, 768, 1280, 1920])
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)
+def test_a_committed_page_is_never_wider_than_the_screen(page: webdriver.Chrome, board: Path, width: int) -> None:
+    page.get((board / "index.html").as_uri())
     page.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500},
@@ -143,6 +164,18 @@ def test_the_page_is_never_wider_than_the_screen(page: webdriver.Chrome, width: 
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert width - 20 <= visible <= width, "a scroll bar takes some of it"
     assert whole == visible
+
+
+@needs_browser
+def test_names_stay_legible_on_a_phone(page: webdriver.Chrome) -> None:
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 375, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    )
+    names = page.find_elements(By.CSS_SELECTOR, "tr.row > th, .matrix tbody th")
+    sizes = [(name.text, name.size["width"], name.size["height"]) for name in names]
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert len(sizes) > 5
+    assert all(width >= 80 and height <= 100 for _, width, height in sizes), sizes
 
 
 @needs_browser
@@ -155,7 +188,7 @@ def test_nothing_is_said_in_the_console(page: webdriver.Chrome) -> None:
 @needs_browser
 def test_charts_and_tables_have_names_for_screen_readers(page: webdriver.Chrome) -> None:
     charts = page.find_elements(By.CSS_SELECTOR, 'svg[role="img"]')
-    assert len(charts) == 2, "bars and costs; two capabilities make no radar"
+    assert len(charts) == 3, "bars of two capabilities, which make no radar, and costs"
     for chart in charts:
         assert all(
             page.execute_script("return document.getElementById(arguments[0]).textContent", name)

@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.leaderboard.board import Board, Row
 from harness.leaderboard.pareto import pareto_front
@@ -25,30 +25,21 @@ COLOURS = {
     "#080808": "series-3",
     "#090909": "series-4",
     "#0a0a0a": "series-5",
+    "#0b0b0b": "bar",
+    "#0c0c0c": "bar-control",
 }
 """Stand-ins that the SVG is drawn in, and the style sheet's variables that take their place."""
 
-INK, MUTED, LINE, PAPER, ACCENT, *SERIES = COLOURS
+INK, MUTED, LINE, PAPER, ACCENT, *SERIES, BAR, BAR_OF_CONTROL = COLOURS
 
 RADAR_ROWS = 5
 MARKERS = ("o", "s", "^", "D", "v")
 
 
-def capability_bars(board: Board) -> str:
-    """Each capability's scores of methods and controls as bars with intervals, beside its expert and the base."""
+def capability_bars(board: Board) -> list[str]:
+    """A chart for each capability: methods and controls as bars with intervals, beside its expert and the base."""
     rows = [*board.group("method"), *board.group("control")]
-    count = len(board.capabilities)
-    across = min(count, 2)
-    figure, panels = _figure(across, -(-count // across), 4.4 * across, (0.5 + 0.19 * len(rows)) * -(-count // across))
-    for panel, capability in zip(panels, board.capabilities, strict=False):
-        _bars(panel, board, rows, capability)
-    for panel in panels[count:]:
-        panel.set_visible(False)
-    scores = "; ".join(
-        f"{capability}: " + ", ".join(f"{row.label} {_said(row.capabilities[capability])}" for row in rows)
-        for capability in board.capabilities
-    )
-    return _svg(figure, "bars", "Scores by capability, with 95 % intervals", scores)
+    return [_bars(board, rows, capability, f"bars-{place}") for place, capability in enumerate(board.capabilities)]
 
 
 def radar(board: Board) -> str:
@@ -59,7 +50,7 @@ def radar(board: Board) -> str:
     names = board.capabilities
     if len(names) < 3 or not rows or any(row.capability_retention[c].value is None for row in rows for c in names):
         return ""
-    figure, (axes,) = _figure(1, 1, 5.0, 4.6, polar=True)
+    figure, axes = _figure(5.0, 4.6, polar=True)
     angles = np.linspace(0.0, 2 * np.pi, len(names), endpoint=False)
     closed = np.append(angles, angles[0])
     polar: Any = axes
@@ -99,7 +90,7 @@ def cost_plot(board: Board) -> str:
 
     points = [(row.costs.merge_seconds or 0.0, row.average.value or 0.0) for row in rows]
     front = pareto_front(points)
-    figure, (axes,) = _figure(1, 1, 8.8, 4.2)
+    figure, axes = _figure(8.8, 4.2)
     labelled = list(front)
     axes.plot([points[i][0] for i in front], [points[i][1] for i in front], color=ACCENT, linewidth=1.2, zorder=1)
     for i, (row, (seconds, score)) in enumerate(zip(rows, points, strict=True)):
@@ -114,9 +105,10 @@ def cost_plot(board: Board) -> str:
             axes.annotate(
                 row.label,
                 (seconds, score),
-                xytext=(7, 0),
+                xytext=(-5, 4) if on_front else (6, -3),  # the line rises to the right, and leaves the left free
                 textcoords="offset points",
-                va="center",
+                ha="right" if on_front else "left",
+                va="bottom" if on_front else "top",
                 fontsize=7.5,
                 color=INK if on_front else MUTED,
                 zorder=3,
@@ -142,12 +134,13 @@ def _near(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return 0.6 < one[0] / other[0] < 1.7 and abs(one[1] - other[1]) < 0.6
 
 
-def _bars(panel: "Axes", board: Board, rows: Sequence[Row], capability: str) -> None:
+def _bars(board: Board, rows: Sequence[Row], capability: str, name: str) -> str:
+    figure, panel = _figure(4.6, 0.6 + 0.19 * len(rows), layout="constrained")
     for place, row in enumerate(reversed(rows)):
         estimate = row.capabilities[capability]
         if estimate.value is None:
             continue
-        panel.barh(place, estimate.value, height=0.62, color=ACCENT if row.role == "method" else LINE)
+        panel.barh(place, estimate.value, height=0.62, color=BAR if row.role == "method" else BAR_OF_CONTROL)
         if estimate.interval is not None:
             low, high = estimate.interval.low, estimate.interval.high
             panel.plot([low, high], [place, place], color=INK, linewidth=1.1, solid_capstyle="butt")
@@ -164,23 +157,26 @@ def _bars(panel: "Axes", board: Board, rows: Sequence[Row], capability: str) -> 
     panel.set_ylim(-0.6, len(rows) - 0.4)
     panel.set_xlim(0, 100)
     panel.set_title(capability, loc="left", fontsize=10, color=INK, pad=12, fontweight="bold")
+    said = ", ".join(f"{row.label} {_said(row.capabilities[capability])}" for row in rows)
+    return _svg(figure, name, f"Scores in {capability}, with 95 % intervals", said)
 
 
-def _figure(across: int, down: int, width: float, height: float, polar: bool = False) -> tuple["Figure", list["Axes"]]:
+def _figure(
+    width: float, height: float, polar: bool = False, layout: Literal["constrained"] | None = None
+) -> tuple["Figure", "Axes"]:
+    """A figure of so many inches, and its one panel."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), facecolor="none", layout=None if down * across == 1 else "constrained")
-    grid = figure.subplots(down, across, squeeze=False, subplot_kw={"polar": polar})
-    panels = list(grid.flat)
-    for panel in panels:
-        panel.set_facecolor("none")
-        panel.tick_params(colors=MUTED, labelcolor=INK, labelsize=8, length=0)
-        panel.grid(visible=True, axis="both" if polar else "x", color=LINE, linewidth=0.6)
-        panel.set_axisbelow(True)
-        for name, spine in panel.spines.items():
-            spine.set_visible(name in ("left", "polar"))
-            spine.set_color(LINE)
-    return figure, panels
+    figure = Figure(figsize=(width, height), facecolor="none", layout=layout)
+    panel = figure.subplots(subplot_kw={"polar": polar})
+    panel.set_facecolor("none")
+    panel.tick_params(colors=MUTED, labelcolor=INK, labelsize=8, length=0)
+    panel.grid(visible=True, axis="both" if polar else "x", color=LINE, linewidth=0.6)
+    panel.set_axisbelow(True)
+    for name, spine in panel.spines.items():
+        spine.set_visible(name in ("left", "polar"))
+        spine.set_color(LINE)
+    return figure, panel
 
 
 def _svg(figure: "Figure", name: str, title: str, description: str) -> str:
@@ -196,6 +192,7 @@ def _svg(figure: "Figure", name: str, title: str, description: str) -> str:
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"[ \t]+\n", "\n", svg)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--font)", svg)
