@@ -45,7 +45,7 @@ MUTATIONS = {
     "DARE: scale ignored": ("dare.py", "self.scale * merged", "merged"),
     "DARE: everything drops": ("dare.py", ".ge_(self.drop_rate)", ".lt_(self.drop_rate)"),
     "DARE: no election": ("dare.py", "if self.elect", "if False"),
-    "Fisher: curvature ignored": ("fisher.py", "parameter.require_curvatures()", "None"),
+    "Fisher: curvature ignored": ("fisher.py", "parameter.curvature_of(self.curvature)", "None"),
     "Fisher: scale ignored": ("fisher.py", "self.scale * merged", "merged"),
     "OTA: power": ("ota.py", "power: float = 0.5", "power: float = 1.0"),
     "OTA: power ignored": ("ota.py", ".pow(self.power)", ".sqrt()"),
