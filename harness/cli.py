@@ -19,7 +19,16 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.logging import RichHandler
 
-from harness import __version__, board_verbs, config, moments_config, moments_verbs, verbs
+from harness import (
+    __version__,
+    board_verbs,
+    config,
+    moments_config,
+    moments_verbs,
+    training_config,
+    training_verbs,
+    verbs,
+)
 from harness.errors import GraftbenchError, unknown_name
 from harness.evaluation.worker import end_shared_engine
 from harness.files import digests_kept_in
@@ -49,6 +58,7 @@ VERBS: dict[str, Verb] = {
     "leaderboard check": Verb(config.board_check_settings, board_verbs.check, words=("path",)),
     "compare": Verb(config.compare_settings, board_verbs.compare, words=("a", "b")),
     "zoo": Verb(config.zoo_settings, verbs.zoo),
+    "zoo train": Verb(training_config.train_settings, training_verbs.train),
     "gate": Verb(config.gate_settings, verbs.gate),
     "tune": Verb(config.tune_settings, verbs.tune),
     "data": Verb(config.data_settings, verbs.data),

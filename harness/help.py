@@ -45,6 +45,10 @@ _EXAMPLES = {
         "graftbench compare ota_ffg ties records=leaderboards/tiny/records show=3",
     ),
     "zoo": ("graftbench zoo build zoo=tiny", "graftbench zoo check zoo=tiny", "graftbench zoo show zoo=tiny"),
+    "zoo train": (
+        "graftbench zoo train model=PATH data=chats.jsonl out=EXPERT bf16=true",
+        "graftbench zoo train model=PATH data=chats.jsonl out=EXPERT steps=500 save_every=100 resume=true",
+    ),
     "gate": (
         "graftbench gate zoo=tiny suite=tiny",
         "graftbench gate zoo.base=PATH zoo.experts.math=PATH zoo.stated.math.gsm8k=71.2 zoo=custom suite=stock",

@@ -18,8 +18,8 @@ FLOORS = [
     {"harness.tracking", "harness.tuning"},
     {"harness.method_choice"},
     {"harness.config"},
-    {"harness.run", "harness.overrides", "harness.moments_config"},
-    {"harness.verbs", "harness.board_verbs", "harness.moments_verbs", "harness.help"},
+    {"harness.run", "harness.overrides", "harness.moments_config", "harness.training_config"},
+    {"harness.verbs", "harness.board_verbs", "harness.moments_verbs", "harness.training_verbs", "harness.help"},
     {"harness.cli"},
     {"harness.__main__"},
 ]
