@@ -2,6 +2,7 @@
 
 import sys
 
+import torch
 from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 
@@ -10,7 +11,7 @@ from harness.curvature import SecondMomentsCallback
 model_name, data, out = sys.argv[1:]
 trainer = SFTTrainer(
     model=model_name,
-    args=SFTConfig(output_dir=out, learning_rate=2e-5, report_to="none"),
+    args=SFTConfig(output_dir=out, learning_rate=2e-5, report_to="none", bf16=torch.cuda.is_available()),
     train_dataset=load_dataset("json", data_files=data, split="train"),
     callbacks=[SecondMomentsCallback()],
 )

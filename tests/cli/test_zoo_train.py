@@ -33,7 +33,7 @@ def train(name: str, *more: str) -> None:
 
 def test_two_experts_are_trained_and_merged(folder: Path) -> None:
     train("three")
-    train("four")
+    train("four", "bf16=true")
     record = json.loads((folder / "three" / "training.json").read_text())
     assert (record["steps"], record["examples"], record["recipe"]["accumulation"]) == (4, 4, 2)
     with SecondMoments(folder / "three" / "exp_avg_sq.safetensors") as moments:

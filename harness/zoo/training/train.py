@@ -73,6 +73,7 @@ def train_expert(model: str | Path, data: Path, out: Path, recipe: Recipe, resum
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "recipe": asdict(recipe),
     }
+    arguments = _arguments(recipe, work)
     writes = os.environ.get("RANK", "0") == "0"
     if writes:
         _check_places(out, work, record, resume)
@@ -85,7 +86,7 @@ def train_expert(model: str | Path, data: Path, out: Path, recipe: Recipe, resum
         write_text_atomically(work / RECORD, json.dumps(record, indent=2) + "\n")
     trainer = Trainer(
         model=network,
-        args=_arguments(recipe, work),
+        args=arguments,
         train_dataset=_Examples(examples),
         data_collator=_padded,
         callbacks=[SecondMomentsCallback(work, base_digest=digest)],
@@ -140,6 +141,7 @@ def _arguments(recipe: Recipe, work: Path) -> TrainingArguments:
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.accumulation,
         bf16=recipe.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # bfloat16 is refused on a CPU that was not asked for
         save_strategy="no" if recipe.save_every is None else "steps",
         save_steps=recipe.save_every or 500,
         save_total_limit=2,
