@@ -59,6 +59,7 @@ VERBS: dict[str, Verb] = {
     "compare": Verb(config.compare_settings, board_verbs.compare, words=("a", "b")),
     "zoo": Verb(config.zoo_settings, verbs.zoo),
     "zoo train": Verb(training_config.train_settings, training_verbs.train),
+    "zoo decontaminate": Verb(training_config.decontaminate_settings, training_verbs.decontaminate),
     "gate": Verb(config.gate_settings, verbs.gate),
     "tune": Verb(config.tune_settings, verbs.tune),
     "data": Verb(config.data_settings, verbs.data),

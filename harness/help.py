@@ -45,6 +45,10 @@ _EXAMPLES = {
         "graftbench compare ota_ffg ties records=leaderboards/tiny/records show=3",
     ),
     "zoo": ("graftbench zoo build zoo=tiny", "graftbench zoo check zoo=tiny", "graftbench zoo show zoo=tiny"),
+    "zoo decontaminate": (
+        "graftbench zoo decontaminate data=chats.jsonl suite=core suite.data_root=MIRROR",
+        "graftbench zoo decontaminate data=chats.jsonl suite=stock report=overlaps.json words=8",
+    ),
     "zoo train": (
         "graftbench zoo train model=PATH data=chats.jsonl out=EXPERT bf16=true",
         "graftbench zoo train model=PATH data=chats.jsonl out=EXPERT steps=500 save_every=100 resume=true",

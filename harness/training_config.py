@@ -1,4 +1,4 @@
-"""Settings of `graftbench zoo train`."""
+"""Settings of `graftbench zoo train` and `zoo decontaminate`."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from harness.config import settings_of
+from harness.errors import GraftbenchError
+from harness.evaluation.suite import Suite
 from harness.method_choice import Invocation
 from harness.zoo.training import Recipe
 
@@ -29,4 +31,27 @@ class TrainSettings(Recipe):
 def train_settings(config: DictConfig, _: Invocation) -> TrainSettings:
     """Settings of `graftbench zoo train`."""
     settings: TrainSettings = settings_of(TrainSettings, config)
+    return settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecontaminateSettings:
+    """What `graftbench zoo decontaminate` needs to know."""
+
+    data: Path
+    suite: Suite
+    home: Path
+    words: int = 13
+    report: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.words < 1:
+            raise ValueError(f"words={self.words} must be at least 1")
+        if not self.data.expanduser().is_file():
+            raise GraftbenchError(f"data={self.data} is no file; name the JSON lines of a training")
+
+
+def decontaminate_settings(config: DictConfig, _: Invocation) -> DecontaminateSettings:
+    """Settings of `graftbench zoo decontaminate`."""
+    settings: DecontaminateSettings = settings_of(DecontaminateSettings, config)
     return settings

@@ -19,9 +19,10 @@ import pyarrow as pa
 
 from harness.errors import GraftbenchError
 from harness.evaluation.circumstances import circumstances
-from harness.evaluation.code_eval import ask_for_pass_at, code_eval_in_sandbox
+from harness.evaluation.code_eval import code_eval_in_sandbox
 from harness.evaluation.context import check_prompts_fit
 from harness.evaluation.engines import Engine
+from harness.evaluation.loading import loaded_task
 from harness.evaluation.outcomes import ANSWER_COLUMNS, answers, pooled, task_outcome
 from harness.evaluation.phases import PHASES, phases
 from harness.evaluation.plan import TaskPlan, plan_suite
@@ -83,7 +84,7 @@ def evaluate(model: str | Path, suite: Suite, engine: Engine) -> Evaluation:
         code_execution_allowed(suite.allow_code_execution),
         code_eval_in_sandbox(),
     ):
-        tasks = [_loaded_task(plan, Path(folder)) for plan in plans]
+        tasks = [loaded_task(plan, Path(folder)) for plan in plans]
         if "langdetect" in sys.modules:  # part of ifeval's scoring; it draws from the clock unless it is seeded
             sys.modules["langdetect"].DetectorFactory.seed = suite.seed
         started = time.perf_counter()
@@ -121,26 +122,6 @@ def _check_chat_template(lm: Any, model: str | Path, plans: list[TaskPlan]) -> N
     """The same as the pre-flight check, for models that lie on the hub."""
     if any(plan.apply_chat_template for plan in plans) and not getattr(lm.tokenizer, "chat_template", None):
         raise GraftbenchError(f"{model}: its tokenizer has no chat template; set suite.apply_chat_template=false")
-
-
-def _loaded_task(plan: TaskPlan, folder: Path) -> Any:
-    """The task's object, with its data and its scoring code, so that what they lack shows before the model is
-    loaded."""
-    from lm_eval.tasks import TaskManager
-
-    own = folder / plan.name
-    own.mkdir()
-    path = plan.write_declaration(own)
-    try:
-        task = next(iter(TaskManager(include_defaults=False).load([str(path)])["tasks"].values()))
-    except Exception as error:  # any of its imports, its data set's reader, its templates
-        raise GraftbenchError(
-            f"task '{plan.name}' cannot be loaded ({plan.declaration.path}): "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
-    if plan.pass_at not in (None, 1) and not ask_for_pass_at(task, plan.pass_at):
-        raise GraftbenchError(f"task '{plan.name}' has no metric '{plan.metric}': its scoring code knows pass@1 alone")
-    return task
 
 
 def _simple_evaluate(lm: Any, model: str, task: Any, plan: TaskPlan, suite: Suite) -> dict[str, Any]:
