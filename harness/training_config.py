@@ -6,7 +6,6 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from harness.config import settings_of
-from harness.errors import GraftbenchError
 from harness.evaluation.suite import Suite
 from harness.method_choice import Invocation
 from harness.zoo.training import Recipe
@@ -47,8 +46,6 @@ class DecontaminateSettings:
     def __post_init__(self) -> None:
         if self.words < 1:
             raise ValueError(f"words={self.words} must be at least 1")
-        if not self.data.expanduser().is_file():
-            raise GraftbenchError(f"data={self.data} is no file; name the JSON lines of a training")
 
 
 def decontaminate_settings(config: DictConfig, _: Invocation) -> DecontaminateSettings:
