@@ -13,6 +13,8 @@ from harness.curvature.second_moments import (
     write_second_moments,
 )
 from harness.curvature.source import CurvatureSource
+from harness.curvature.umtam import Umtam
+from harness.curvature.umtam_files import save_umtam
 
 if TYPE_CHECKING:
     from harness.curvature.callback import SecondMomentsCallback
@@ -22,10 +24,12 @@ __all__ = [
     "SecondMoments",
     "SecondMomentsCallback",
     "SecondMomentsMetadata",
+    "Umtam",
     "compress",
     "empirical_fisher",
     "find_second_moments",
     "save_second_moments",
+    "save_umtam",
     "second_moments_of",
     "write_second_moments",
     "write_squared_task_vectors",

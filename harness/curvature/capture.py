@@ -40,7 +40,22 @@ def save_second_moments(
     """
     optimizer, model = unwrapped(optimizer, model)
     moments = second_moments_of(optimizer, model)
-    metadata = SecondMomentsMetadata(
+    folder = Path(folder)
+    metadata = metadata_of(optimizer, model, step, base_digest)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_second_moments(folder / FILE_NAME, moments, metadata)
+    return folder / FILE_NAME
+
+
+def metadata_of(
+    optimizer: Optimizer, model: nn.Module, step: int | None = None, base_digest: str | None = None
+) -> SecondMomentsMetadata:
+    """What a file of a live optimizer's second moments says of them; see `save_second_moments`.
+
+    Raises:
+        GraftbenchError: the optimizer counts other steps than `step`, or has several β₂.
+    """
+    return SecondMomentsMetadata(
         kind="adam",
         optimizer=type(optimizer).__name__,
         beta2=_beta2(optimizer),
@@ -48,10 +63,6 @@ def save_second_moments(
         learning_rate=_learning_rate(optimizer),
         base_digest=base_digest,
     )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_second_moments(folder / FILE_NAME, moments, metadata)
-    return folder / FILE_NAME
 
 
 def second_moments_of(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from methods.ota import Ota
 from methods.ota_ffg import OtaFfg
 from methods.task_arithmetic import TaskArithmetic
 from methods.ties import Ties
+from methods.umtam import Umtam
 from tests.checkpoints.small import write_checkpoint
 from tests.merging.models import Models, merge, merged, same_bytes
 
@@ -41,6 +42,7 @@ METHODS: dict[str, Method] = {
     "ota_ffg, another power": OtaFfg(density={"code": 0.1, "math": 0.33, "sums": 0.7}, power=0.3),
     "ota_ffg, rotated": OtaFfg(density=0.25, pairing="rotated"),
     "ota_ffg, shuffled": OtaFfg(density=0.25, pairing="shuffled"),
+    "umtam": Umtam(density=0.4, weights={"math": 1.7}),
     "mergekit's ties": GeneralizedTaskArithmetic(
         select="magnitude",
         elect=True,

@@ -394,4 +394,48 @@ CASES = [
         {"select": "random", "rescale": True, "density": 0.0},
         BASE,
     ),
+    # Three of six, a₀ before a₁. Left: x 4 0 0 0 | 3 −6, y −2 0 0 8 | 0 4. Agreeing: 4, 8 | 3, −6.
+    # Norms in a: 4 and 8, hence 6 each; in b x alone.
+    Case(
+        "selected, elected, and of one norm in each tensor",
+        "umtam",
+        {"density": 0.5},
+        {"a": [7.0, 1.0, 1.0, 7.0], "b": [3.0, -6.0]},
+    ),
+    Case(
+        "the same at half scale",
+        "umtam",
+        {"density": 0.5, "scale": 0.5},
+        {"a": [4.0, 1.0, 1.0, 4.0], "b": [1.5, -3.0]},
+    ),
+    Case(
+        "the same without balance",
+        "umtam",
+        {"density": 0.5, "balance": False},
+        {"a": [5.0, 1.0, 1.0, 9.0], "b": [3.0, -6.0]},
+    ),
+    # y, weighted by 3, wins a₀ (4 − 6) and b₁ (−6 + 12). In a y alone; in b norms 3 and 4, hence (3 + 3·4)/4 each.
+    Case(
+        "weights take part in the election and in the norm",
+        "umtam",
+        {"density": 0.5, "weights": {"y": 3.0}},
+        {"a": [-1.0, 1.0, 1.0, 9.0], "b": [3.75, 3.75]},
+    ),
+    # Two of six, by v·Δ²: x keeps b, y a₃ and b₁.
+    Case("curvature selects", "umtam", {"density": 0.33}, {"a": [1.0, 1.0, 1.0, 9.0], "b": [3.0, -6.0]}),
+    # By Δ⁴: x keeps a₀ and b₁, y a₃ and b₁.
+    Case(
+        "squared task vectors select",
+        "umtam",
+        {"density": 0.33, "curvature": "delta"},
+        {"a": [7.0, 1.0, 1.0, 7.0], "b": [0.0, -6.0]},
+    ),
+    # Norms 5 and 10, hence 7.5: x becomes 4.5 6, y 0 7.5.
+    Case(
+        "norms are Euclidean, and balanced before the mean",
+        "umtam",
+        {"density": 1.0},
+        {"p": [4.5, 6.75]},
+        **pair([0.0, 0.0], [3.0, 4.0], [0.0, 10.0], [1.0, 1.0], [1.0, 1.0]),
+    ),
 ]

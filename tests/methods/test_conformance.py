@@ -107,6 +107,7 @@ def test_negative_weights_are_refused(name: str) -> None:
         ("ffg", {"threshold": -1.0}, "threshold"),
         ("ota_ffg", {"threshold": {"math": -1.0}}, "threshold"),
         ("ota_ffg", {"density": 2.0}, "density"),
+        ("umtam", {"density": {"math": 2.0}}, "density"),
     ],
 )
 def test_bad_values_are_refused_by_name(name: str, options: dict[str, Any], word: str) -> None:
