@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -64,9 +65,9 @@ class Started:
     def workers(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def end(self, signal: int) -> str:
+    def end(self, number: int) -> str:
         """Send a signal, and wait until the process is gone; returns what it said."""
-        self.process.send_signal(signal)
+        self.process.send_signal(number)
         return self.process.communicate(timeout=PATIENCE_SECONDS)[1]
 
 
@@ -97,6 +98,7 @@ def until(holds: Callable[[], bool], what: str) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background inherits that it is ignored
     given = json.loads(sys.argv[1])
     merge(Path(given.pop("folder")), Path(given.pop("out")), **given)
 
